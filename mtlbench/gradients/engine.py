@@ -1,0 +1,370 @@
+"""The gradient engine: computes what a balancer asks for and writes the balanced `.grad`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mtlbench.balancing.base import Aggregator, Balancer, Scalarizer, Weighting
+from mtlbench.gradients import partition
+from mtlbench.gradients.last_layer import LastLayer
+from mtlbench.gradients.losses import MicroBatch, read
+from mtlbench.gradients.partition import Modules
+from mtlbench.gradients.rows import Rows, TaskGradients, combine, gramian
+
+
+class BalanceRecord(NamedTuple):
+    """What one balanced step did.
+
+    Attributes:
+        losses: (T,) mean losses over all labelled elements of the step, float64; NaN for a task without any.
+        weights: (G, T) the weights of the task gradients, float64, 0 for a task without labels; None for an
+            Aggregator and for a skipped step.
+        gramian: (G, T, T) float64 inner products of the task gradients, 0 for a task without labels;
+            None where the balancer did not need them.
+        status: solved; degenerate (the balancer's declared result for an input without a balanced
+            direction); or skipped (non-finite under a loss scaler, or no task had a label).
+    """
+
+    losses: Tensor
+    weights: Tensor | None
+    gramian: Tensor | None
+    status: Literal["solved", "degenerate", "skipped"]
+
+
+class GradientEngine:
+    """Turns the losses of several tasks into one balanced `.grad` for shared and private parameters.
+
+    Every gradient is taken by `torch.autograd.grad` and written to `.grad`, replacing what was there, so
+    a step must not mix it with `.backward`. Make the engine before the first forward: it may watch shared
+    modules run.
+
+    Args:
+        shared: modules or parameters that two or more tasks' losses reach. May be empty for a Scalarizer.
+        balancer: decides the direction of the shared parameters.
+        tasks: names of the tasks: the order of the rows and of the balancer's state.
+        private: modules or parameters of single tasks (heads).
+        measure: where the Gramian is taken: all shared `parameters`, the `last_layer` (see `LastLayer`),
+            or a given shared module. The weights act on all shared parameters all the same. None: what the
+            balancer declares.
+        heads: private parameters get their own task's gradient (`raw`), or that times the task's weight
+            (`weighted`). A Scalarizer always weights heads as its objective does.
+        normalize: `match_equal` rescales the shared direction to the norm of the plain sum of the task
+            gradients, so that methods compare under one learning rate.
+
+    Raises:
+        ValueError: the partition, the measure or an option does not fit the balancer.
+    """
+
+    def __init__(
+        self,
+        shared: Modules,
+        balancer: Balancer,
+        *,
+        tasks: Sequence[str],
+        private: Modules = (),
+        measure: Literal["parameters", "last_layer"] | nn.Module | None = None,
+        heads: Literal["raw", "weighted"] = "raw",
+        normalize: Literal["none", "match_equal"] = "none",
+    ) -> None:
+        name = type(balancer).__name__
+        if len(set(tasks)) != len(tasks) or len(tasks) != balancer.num_tasks:
+            raise ValueError(f"{name} was made for {balancer.num_tasks} tasks; got the names {list(tasks)}.")
+        if heads not in ("raw", "weighted") or normalize not in ("none", "match_equal"):
+            raise ValueError(f"heads is raw|weighted and normalize none|match_equal; got {heads!r} and {normalize!r}.")
+        if balancer.num_batches != 1:
+            raise ValueError(f"{name} takes {balancer.num_batches} batches a step; the engine gives one.")
+        if heads == "weighted" and isinstance(balancer, Aggregator):
+            raise ValueError(f"heads='weighted' needs task weights, and {name} has none; say heads='raw'.")
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            raise ValueError("The engine works in one process: per-rank balancing would be another algorithm.")
+        self.balancer = balancer
+        self.tasks = tuple(tasks)
+        self.shared = partition.parameters(shared)
+        self.private = partition.parameters(private)
+        partition.check(self.shared, self.private)
+        if not self.shared and not isinstance(balancer, Scalarizer):
+            raise ValueError(f"{name} balances shared parameters, and there are none that train.")
+        self.heads, self.normalize = heads, normalize
+        self.step = 0  # named in errors; to be set after a restart
+        self._rows: Rows | None = None  # the step's micro-batches so far
+        self._own = [p for p in balancer.parameters() if p.requires_grad]
+        by_layer = isinstance(balancer, Weighting) and balancer.groups == "layer"
+        self._groups = partition.layer_groups(shared, self.shared) if by_layer else [0] * len(self.shared)
+        # Where a Weighting measures: None is all shared parameters.
+        self._measured: Sequence[nn.Parameter] | LastLayer | None = None
+        if isinstance(balancer, Weighting):
+            self._measured = _where(shared, self.shared, balancer.measure if measure is None else measure)
+            if by_layer and self._measured is not None:
+                raise ValueError(f"{name} weighs each layer by itself and so needs measure='parameters'.")
+        elif measure is not None:
+            raise ValueError(f"measure says where a Gramian is taken, and {name} does not look at one.")
+
+    def close(self) -> None:
+        """Removes the hooks that a measure may have put on shared modules."""
+        if isinstance(self._measured, LastLayer):
+            self._measured.close()
+
+    def backward(
+        self,
+        losses: Mapping[str, Tensor],
+        *,
+        counts: Mapping[str, Tensor | float] | None = None,
+        scale: float | Tensor = 1.0,
+        accumulate: bool = False,
+    ) -> BalanceRecord | None:
+        """Balances one step and writes `.grad`.
+
+        Args:
+            losses: () mean loss of each task over its labelled elements; tasks may be left out.
+            counts: number of labelled elements behind each loss; None: 1 each. A task with 0 is left out,
+                whatever its loss. Over micro-batches, rows are summed as count x gradient and divided once,
+                so that masks and uneven batches come out exact.
+            scale: factor on the written gradients. A tensor is a loss scaler's scale: non-finite numbers
+                then fill `.grad` for the scaler to see, and the balancer is not called.
+            accumulate: adds this micro-batch to the step and returns None; the next call without it
+                balances the sum. T x P numbers are kept meanwhile, whatever the balancer.
+
+        Returns:
+            The record of the step; None while accumulating.
+
+        Raises:
+            ValueError: an unknown task, or a loss that is no differentiable scalar.
+            FloatingPointError: a non-finite loss or gradient, naming task and step, unless under a scaler.
+        """
+        batch = read(losses, counts, tasks=self.tasks)
+        scaled, factor = isinstance(scale, Tensor), float(scale)
+        if not scaled and not batch.finite:
+            self._rows = None
+            self._raise_non_finite("loss", batch.active, batch.means)
+        if accumulate or self._rows is not None:
+            if self._rows is None:
+                self._rows = Rows(self.shared, self.private, num_tasks=len(self.tasks), weigh=True)
+            self._find_last_layer(batch)
+            self._rows.add(batch, factor)
+            if accumulate:
+                return None
+            rows, self._rows = self._rows, None
+            record = self._balance_rows(rows, factor, scaled=scaled)
+        elif not batch.active or not batch.finite:
+            record = self._skip(batch.active, batch.means)
+        elif isinstance(self.balancer, Scalarizer):
+            weights = self._objective_weights(batch.active, batch.means, factor)
+            record = self._weighted_backward(batch, weights, factor, private=self.private)
+        elif self._measured is not None:
+            record = self._measure_then_weigh(batch, factor, scaled=scaled)
+        else:
+            rows = Rows(self.shared, self.private, num_tasks=len(self.tasks), weigh=False)
+            rows.add(batch, factor)
+            record = self._balance_rows(rows, factor, scaled=scaled)
+        self.step += 1
+        return record
+
+    # ---------------------------------------------------------------- the three ways through a step
+
+    def _balance_rows(self, rows: Rows, factor: float, *, scaled: bool) -> BalanceRecord:
+        """From the rows of all shared parameters."""
+        grads = rows.mean()
+        if not grads.active or not self._finite(grads, scaled=scaled):
+            return self._skip(grads.active, grads.means)
+        gram = weights = None
+        if isinstance(self.balancer, Scalarizer):
+            weights = self._objective_weights(grads.active, grads.means, factor)
+            direction = combine(weights, rows.blocks(grads.jacobian), self._groups)
+        else:
+            losses, slopes = self._transform(grads.means, factor)
+            grads = grads if slopes is None else grads.scaled(slopes)
+            if isinstance(self.balancer, Weighting):
+                gram = self._gramian(rows, grads.jacobian, factor)
+                weights = self._call_weighting(gram, losses, grads.active)
+                direction = combine(weights, rows.blocks(grads.jacobian), self._groups)
+            else:
+                active = self._subset(grads.active, grads.jacobian.device)
+                direction = self.balancer(grads.jacobian / factor, losses.to(grads.jacobian), active=active) * factor
+        if self.normalize == "match_equal":
+            direction = direction * _ratio(grads.jacobian.sum(0).norm(), direction.norm())
+        rows.write(direction)
+        self._write_private(grads, weights)
+        return self._record(grads.active, grads.means, weights, gram)
+
+    def _measure_then_weigh(self, batch: MicroBatch, factor: float, *, scaled: bool) -> BalanceRecord:
+        """A Weighting measured at one module: its rows there first, then one weighted backward for the rest."""
+        self._find_last_layer(batch)
+        raw = self.heads == "raw"
+        rows = Rows(self._measured_now(), self.private if raw else [], num_tasks=len(self.tasks), weigh=False)
+        rows.add(batch, factor, retain_graph=True)
+        grads = rows.mean()
+        if not self._finite(grads, scaled=scaled):
+            return self._skip(batch.active, batch.means)
+        losses, slopes = self._transform(grads.means, factor)
+        grads = grads if slopes is None else grads.scaled(slopes)
+        gram = gramian(rows.blocks(grads.jacobian), [0] * len(self._measured_now())) / factor**2
+        weights = self._call_weighting(gram, losses, batch.active)
+        if raw:
+            self._write_private(grads, None)
+        private = [] if raw else self.private
+        return self._weighted_backward(batch, weights, factor, private=private, slopes=slopes, gram=gram)
+
+    def _weighted_backward(
+        self,
+        batch: MicroBatch,
+        weights: Tensor,
+        factor: float,
+        *,
+        private: Sequence[nn.Parameter],
+        slopes: Tensor | None = None,
+        gram: Tensor | None = None,
+    ) -> BalanceRecord:
+        """One backward of the losses, weighted with (1, A) weights."""
+        slope = torch.ones_like(batch.means) if slopes is None else slopes
+        plain = None
+        if self.normalize == "match_equal" and self.shared:
+            cotangents = _like(batch.losses, slope * factor)
+            plain = _norm(torch.autograd.grad(batch.losses, self.shared, cotangents, retain_graph=True, allow_unused=True))
+        parameters = [*self.shared, *private]
+        cotangents = _like(batch.losses, weights[0].cpu() * slope * factor)
+        grads = torch.autograd.grad(batch.losses, parameters, cotangents, allow_unused=True)
+        if plain is not None:
+            ratio = _ratio(plain, _norm(grads[: len(self.shared)]))
+            shared = [g if g is None else g * ratio for g in grads[: len(self.shared)]]
+            grads = (*shared, *grads[len(self.shared) :])
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.grad = grad
+        return self._record(batch.active, batch.means, weights, gram)
+
+    # ---------------------------------------------------------------- asking the balancer
+
+    def _objective_weights(self, active: list[int], means: Tensor, factor: float) -> Tensor:
+        """(1, A) d objective / d losses at the step's losses; the balancer's own `.grad` is of the same derivative."""
+        device = self._own[0].device if self._own else means.device
+        leaf = means.to(device).requires_grad_()
+        objective = self.balancer(self.balancer.transform(leaf), active=self._subset(active, device))
+        weights, *own = torch.autograd.grad(objective, [leaf, *self._own], allow_unused=True)
+        for parameter, grad in zip(self._own, own, strict=True):
+            parameter.grad = None if grad is None else grad * factor
+        return weights[None]
+
+    def _transform(self, means: Tensor, factor: float) -> tuple[Tensor, Tensor | None]:
+        """Transformed losses (A,) and their slopes (A,), None for the identity; writes the balancer's own `.grad`."""
+        if type(self.balancer).transform is Balancer.transform:
+            return means, None
+        device = self._own[0].device if self._own else means.device
+        leaf = means.to(device).requires_grad_()
+        losses = self.balancer.transform(leaf)
+        slopes, *own = torch.autograd.grad(losses.sum(), [leaf, *self._own], allow_unused=True)
+        for parameter, grad in zip(self._own, own, strict=True):
+            parameter.grad = None if grad is None else grad * factor
+        return losses.detach().cpu(), slopes.cpu()
+
+    def _call_weighting(self, gram: Tensor, losses: Tensor, active: list[int]) -> Tensor:
+        with torch.no_grad():
+            weights = self.balancer(gram, losses.to(gram.device), active=self._subset(active, gram.device))
+        if weights.shape != gram.shape[:2]:
+            expected, name = tuple(gram.shape[:2]), type(self.balancer).__name__
+            raise RuntimeError(f"{name} returned weights of shape {tuple(weights.shape)}, expected {expected}.")
+        return weights
+
+    def _gramian(self, rows: Rows, jacobian: Tensor, factor: float) -> Tensor:
+        if self._measured is None:
+            return gramian(rows.blocks(jacobian), self._groups) / factor**2
+        blocks = rows.columns(jacobian, self._measured_now())
+        return gramian(blocks, [0] * len(blocks)) / factor**2
+
+    def _find_last_layer(self, batch: MicroBatch) -> None:
+        """Must see losses whose graph is alive."""
+        if isinstance(self._measured, LastLayer):
+            self._measured.find(batch.losses)
+
+    def _measured_now(self) -> Sequence[nn.Parameter]:
+        found = self._measured.parameters if isinstance(self._measured, LastLayer) else self._measured
+        assert found is not None
+        return found
+
+    def _subset(self, active: list[int], device: torch.device) -> Tensor | None:
+        return None if len(active) == len(self.tasks) else torch.tensor(active, device=device)
+
+    # ---------------------------------------------------------------- writing, recording, refusing
+
+    def _write_private(self, grads: TaskGradients, weights: Tensor | None) -> None:
+        """Each private parameter's gradient: the sum over the tasks that reach it, in fact one."""
+        factors = [1.0] * len(grads.active)
+        if weights is not None and (self.heads == "weighted" or isinstance(self.balancer, Scalarizer)):
+            factors = weights.mean(0).tolist()  # with weights for each group, heads take their mean
+        for index, parameter in enumerate(self.private):
+            parts = [
+                g if w == 1.0 else g * w
+                for g, w in zip((row[index] for row in grads.private), factors, strict=True)
+                if g is not None
+            ]
+            parameter.grad = sum(parts[1:], parts[0]) if parts else None
+
+    def _record(
+        self, active: list[int], means: Tensor, weights: Tensor | None, gram: Tensor | None
+    ) -> BalanceRecord:
+        if len(active) < len(self.tasks):
+            index, total = torch.tensor(active, dtype=torch.long), len(self.tasks)
+            means = torch.full((total,), torch.nan, dtype=means.dtype).index_copy(0, index, means)
+            if weights is not None:
+                weights = _scatter(weights, index, 1, total)
+            if gram is not None:
+                gram = _scatter(_scatter(gram, index, 1, total), index, 2, total)
+        return BalanceRecord(means, weights, gram, self.balancer.status)
+
+    def _skip(self, active: list[int], means: Tensor) -> BalanceRecord:
+        """No balanced step: gradients are None where no task had a label, NaN where a number was not finite."""
+        for parameter in [*self.shared, *self.private, *self._own]:
+            parameter.grad = torch.full_like(parameter, torch.nan) if active else None
+        return self._record(active, means, None, None)._replace(status="skipped")
+
+    def _finite(self, grads: TaskGradients, *, scaled: bool) -> bool:
+        """Whether losses and rows are finite; raises where they must be."""
+        rows = grads.jacobian.isfinite().all(dim=1).cpu()
+        finite = rows & grads.means.isfinite()
+        if not scaled and not finite.all():
+            self._raise_non_finite("gradient", grads.active, torch.where(rows, 0.0, torch.nan))
+        return bool(finite.all())
+
+    def _raise_non_finite(self, what: str, active: list[int], values: Tensor) -> None:
+        bad = [self.tasks[task] for task, ok in zip(active, values.isfinite().tolist(), strict=True) if not ok]
+        raise FloatingPointError(
+            f"Non-finite {what} of task {', '.join(bad)} at step {self.step}. Look at that step's data, lower the "
+            "learning rate, or clip gradients."
+        )
+
+
+def _where(
+    modules: Modules, shared: list[nn.Parameter], measure: Literal["parameters", "last_layer"] | nn.Module
+) -> Sequence[nn.Parameter] | LastLayer | None:
+    if measure == "parameters":
+        return None
+    if measure == "last_layer":
+        return LastLayer(modules)
+    if not isinstance(measure, nn.Module):
+        raise ValueError(f"measure is parameters, last_layer or a shared module; got {measure!r}.")
+    measured = partition.parameters(measure)
+    if not measured or not {id(p) for p in measured} <= {id(p) for p in shared}:
+        raise ValueError(f"measure={type(measure).__name__} must own trainable parameters, all of them shared.")
+    return measured
+
+
+def _like(losses: Sequence[Tensor], values: Tensor) -> list[Tensor]:
+    """One cotangent for each loss, in its dtype and on its device."""
+    return [torch.full_like(loss, value) for loss, value in zip(losses, values.tolist(), strict=True)]
+
+
+def _norm(grads: Sequence[Tensor | None]) -> Tensor:
+    return torch.stack([g.norm() for g in grads if g is not None]).norm()
+
+
+def _ratio(target: Tensor, norm: Tensor) -> float:
+    """What rescales `norm` to `target`; a zero direction stays zero."""
+    return float(target / norm) if norm > 0 else 1.0
+
+
+def _scatter(values: Tensor, index: Tensor, dim: int, total: int) -> Tensor:
+    shape = [total if d == dim else n for d, n in enumerate(values.shape)]
+    return values.new_zeros(shape).index_copy(dim, index.to(values.device), values)
