@@ -1,0 +1,144 @@
+"""What happens beside the steps: the run's own record, per-task selection, the progress bar."""
+
+from __future__ import annotations
+
+import csv
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from torch import Tensor
+
+from mtlbench.lit.module import MultiTaskModule
+
+
+class Recorder(Callback):
+    """Writes `metrics.csv`, one row an epoch, and counts examples and time.
+
+    Its rows are in the checkpoint, so that a resumed run's file is that of an uninterrupted one.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / "metrics.csv"
+        self.rows: list[dict[str, float]] = []
+        self.examples, self.seconds = 0, 0.0
+        self._steps: list[float] = []  # seconds of each training step since the start or restart
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Median wall time of one training step: forward, balancing and update."""
+        return statistics.median(self._steps) if self._steps else None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._mark = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._mark = time.perf_counter()  # what lies between epochs is no training
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._step_start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.perf_counter()
+        self._steps.append(now - self._step_start)
+        self.seconds, self._mark = self.seconds + now - self._mark, now
+        self.examples += sum(len(next(iter(part["inputs"].values()))) for part in batch.values())
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, MultiTaskModule)
+        row: dict[str, float] = {"epoch": trainer.current_epoch, "step": trainer.global_step, "seconds": self.seconds}
+        row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        self.rows.append(row | pl_module.means.row() | pl_module.val)
+        columns = dict.fromkeys(key for row in self.rows for key in row)
+        temporary = self.path.with_suffix(".tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(columns))
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(temporary, self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows, "examples": self.examples, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows, self.examples = list(state_dict["rows"]), state_dict["examples"]
+        self.seconds = state_dict["seconds"]
+
+
+class PerTaskSelection(Callback):
+    """Selects and stops each task of an independent run by itself, by its own primary validation metric.
+
+    At the end of training every network gets back the weights of its best epoch.
+
+    Args:
+        patience: validations without improvement after which a task stops; None: never.
+    """
+
+    def __init__(self, *, patience: int | None = None) -> None:
+        self.patience = patience
+        self.best: dict[str, dict[str, Any]] = {}  # task -> value, epoch
+        self._weights: dict[str, dict[str, Tensor]] = {}
+        self._waits: dict[str, int] = {}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, MultiTaskModule)
+        if trainer.sanity_checking:
+            return
+        for name, task in pl_module.tasks.items():
+            if name in pl_module.stopped:
+                continue
+            value = pl_module.val[f"val/{name}/{task.primary}"]
+            sign = 1 if task.higher_is_better(task.primary) else -1
+            if name not in self.best or sign * value > sign * self.best[name]["value"]:
+                self.best[name] = {"value": value, "epoch": trainer.current_epoch}
+                state = pl_module.model.network(name).state_dict()
+                self._weights[name] = {key: tensor.detach().clone() for key, tensor in state.items()}
+                self._waits[name] = 0
+            else:
+                self._waits[name] += 1
+                if self.patience is not None and self._waits[name] >= self.patience:
+                    pl_module.stopped.add(name)
+        if len(pl_module.stopped) == len(pl_module.tasks):
+            trainer.should_stop = True
+
+    def restore(self, module: MultiTaskModule) -> None:
+        """Gives every task's network the weights of its best epoch."""
+        for name, weights in self._weights.items():
+            module.model.network(name).load_state_dict(weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "weights": self._weights, "waits": self._waits}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self._weights = state_dict["best"], state_dict["weights"]
+        self._waits = state_dict["waits"]
+
+
+class TaskProgressBar(RichProgressBar):
+    """Lightning's rich bar with the step's task losses; beyond a few tasks, their mean and the worst.
+
+    Args:
+        most: tasks up to which each loss is shown.
+    """
+
+    def __init__(self, *, most: int = 5, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.most = most
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        assert isinstance(pl_module, MultiTaskModule)
+        if pl_module.record is None:
+            return {}
+        losses = pl_module.record.losses
+        if len(losses) <= self.most:
+            return {n: f"{v:.3f}" for n, v in zip(pl_module.tasks, losses.tolist(), strict=True)}
+        worst = int(torch.nan_to_num(losses, nan=-torch.inf).argmax())
+        name = list(pl_module.tasks)[worst]
+        return {"mean": f"{losses.nanmean():.3f}", f"worst ({name})": f"{losses[worst]:.3f}"}

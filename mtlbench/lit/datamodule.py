@@ -1,0 +1,50 @@
+"""One loader over all datasets of a benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from mtlbench.data.mixing import Mixing, Plan, Union, evaluation_loader, make_loader
+from mtlbench.data.tables import Data
+
+
+class MultiTaskDataModule(LightningDataModule):
+    """Draws training batches by a mixing, and passes once over the other splits.
+
+    Args:
+        data: the benchmark in memory.
+        make_mixing: from (sizes, batch_size, seed) to a mixing.
+        batch_size: examples drawn from each dataset, as the mixing takes it.
+        eval_batch_size: examples of a batch in validation and test.
+        seed: of the order of the examples.
+        num_workers: loader processes; with data in memory, 0 is the quickest.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        make_mixing: Callable[..., Mixing],
+        *,
+        batch_size: int,
+        eval_batch_size: int,
+        seed: int,
+        num_workers: int,
+    ) -> None:
+        super().__init__()
+        self.splits = data.splits
+        sizes = {name: len(split) for name, split in data.splits["train"].items()}
+        self.mixing = make_mixing(sizes=sizes, batch_size=batch_size, seed=seed)
+        self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return make_loader(Union(self.splits["train"]), Plan(self.mixing), num_workers=self.num_workers)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return evaluation_loader(self.splits["val"], batch_size=self.eval_batch_size)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return evaluation_loader(self.splits["test"], batch_size=self.eval_batch_size)

@@ -1,0 +1,114 @@
+"""Metrics, scores and predictions of one split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import MeanMetric, Metric
+
+from mtlbench.data.tables import Split
+from mtlbench.tasks import Task
+
+
+class Evaluation:
+    """Accumulates one pass over a split.
+
+    The score is the mean over tasks of the primary metric, rescaled so that the trivial predictor (the
+    training split's majority class or mean) is 0 and a perfect one is 1.
+
+    Args:
+        tasks: by name.
+        splits: the split of each dataset.
+        joint: for each metric over several tasks its name and the tasks that must all be right.
+
+    Raises:
+        ValueError: a task has no label in the split, or the trivial predictor is perfect on it.
+    """
+
+    def __init__(
+        self, tasks: Mapping[str, Task], splits: Mapping[str, Split], joint: Mapping[str, Sequence[str]], *, split: str
+    ) -> None:
+        self.tasks, self.joint = tasks, joint
+        self.metrics: dict[str, dict[str, Metric]] = {name: task.metrics() for name, task in tasks.items()}
+        self.together = {name: MeanMetric() for name in joint}
+        self.trivial: dict[str, float] = {}
+        targets_of = {dataset: whole(rows) for dataset, rows in splits.items()}
+        for name, task in tasks.items():
+            targets = targets_of[task.dataset][name]
+            if not bool(task.labelled(targets).any()):
+                raise ValueError(f"Task {name!r} has no label in the {split} split of dataset {task.dataset!r}.")
+            task.update(self.metrics[name], task.trivial(targets), targets)
+            self.trivial[name] = float(self.metrics[name][task.primary].compute())
+            if self.trivial[name] == task.perfect[task.primary]:
+                raise ValueError(
+                    f"Task {name!r}: always predicting the majority (or mean) is perfect on the {split} split of "
+                    f"{task.dataset!r}, so its score can't be told from a trivial one. Give the split varied labels."
+                )
+        self.reset(torch.device("cpu"))
+
+    def reset(self, device: torch.device) -> None:
+        for metric in chain(self.together.values(), *(metrics.values() for metrics in self.metrics.values())):
+            metric.reset()
+            metric.to(device)
+        self._losses = {name: [0.0, 0.0] for name in self.tasks}  # sum, count
+        self._predictions: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in self.tasks}
+
+    @torch.no_grad()
+    def update(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], *, keep: bool) -> None:
+        """One batch of one dataset; `keep` keeps the predictions for `rows`."""
+        right: dict[str, Tensor] = {}
+        for name, target in targets.items():
+            task = self.tasks[name]
+            output = outputs[name].float()
+            predicted = task.predict(output)
+            task.update(self.metrics[name], predicted, target)
+            loss, count = task.loss(output, target)
+            if count > 0:
+                self._losses[name][0] += float(loss) * float(count)
+                self._losses[name][1] += float(count)
+            right[name] = task.correct(predicted, target)
+            if keep:
+                self._predictions[name].append((predicted.cpu(), target.cpu()))
+        for name, members in self.joint.items():
+            if members[0] in right:
+                self.together[name].update(torch.stack([right[m] for m in members]).all(0).float())
+
+    def compute(self) -> dict[str, float]:
+        """`{task}/{metric}`, `{dataset}/{joint metric}`, `loss/{task}` and `score`."""
+        values: dict[str, float] = {}
+        scores = []
+        for name, task in self.tasks.items():
+            for key, metric in self.metrics[name].items():
+                values[f"{name}/{key}"] = float(metric.compute())
+            values[f"loss/{name}"] = self._losses[name][0] / self._losses[name][1]
+            trivial, perfect = self.trivial[name], task.perfect[task.primary]
+            scores.append((values[f"{name}/{task.primary}"] - trivial) / (perfect - trivial))
+        for name, members in self.joint.items():
+            values[f"{self.tasks[members[0]].dataset}/{name}"] = float(self.together[name].compute())
+        return values | {"score": sum(scores) / len(scores)}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Kept predictions: one row for each example and task with a label, in the tasks' own label names."""
+        rows = []
+        for name, batches in self._predictions.items():
+            task, start = self.tasks[name], 0
+            for predicted, target in batches:
+                known = task.labelled(target)
+                for row in known.reshape(len(known), -1).any(1).nonzero().flatten().tolist():
+                    target_value = task.readable(target[row], known[row])
+                    prediction = task.readable(predicted[row], known[row])
+                    rows.append(
+                        {"dataset": task.dataset, "row": start + row, "task": name}
+                        | {"target": target_value, "prediction": prediction}
+                    )
+                start += len(target)
+        return rows
+
+
+def whole(split: Split) -> dict[str, Tensor]:
+    """All targets of a split by task, padded where they are sequences."""
+    return split.batch(torch.arange(len(split)))["targets"]

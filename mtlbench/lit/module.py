@@ -1,0 +1,286 @@
+"""The training loop's side of the model: balanced steps, epoch means, evaluation."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mtlbench.balancing.base import Balancer
+from mtlbench.data.tables import Split
+from mtlbench.gradients import BalanceRecord, GradientEngine
+from mtlbench.lit.epoch import EpochMeans
+from mtlbench.lit.evaluation import Evaluation
+from mtlbench.lit.optim import build_optimizer, build_schedule, total_steps
+from mtlbench.models.multitask import MultiTaskModel
+from mtlbench.tasks import Task
+
+Batch = dict[str, dict[str, dict[str, Tensor]]]  # dataset -> inputs, targets -> name -> tensor
+
+
+class MultiTaskModule(LightningModule):
+    """Trains a `MultiTaskModel` with a balancer under automatic optimization.
+
+    `training_step` keeps the task losses in an attribute and returns a carrier; `backward` gives the
+    losses to the engine, which writes every `.grad`. Clipping, accumulation, precision and schedulers stay Trainer
+    flags.
+
+    Args:
+        model: encoder, sharing and heads.
+        tasks: the tasks, in the balancer's order.
+        balancer: decides the direction of the shared parameters.
+        engine: options of `GradientEngine`.
+        optimizer: the optimizer class with its settings.
+        schedule: settings of `build_schedule`; None for a constant rate.
+        head_lr: learning rate of all heads, or of some by task.
+        loss_scale: `initial` divides each task's loss by its first value.
+        splits: the benchmark's splits by name and dataset, for the trivial predictors.
+        joint: metrics over several tasks: name to the tasks that must all be right.
+        steps_per_epoch: batches of an epoch.
+        seed: seeds every step's random numbers (dropout), as a function of step and micro-batch.
+        log_every_n_steps: how often step-level losses and weights go to the loggers.
+    """
+
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        tasks: Sequence[Task],
+        balancer: Balancer,
+        *,
+        engine: Mapping[str, Any],
+        optimizer: Callable[..., Optimizer],
+        schedule: Mapping[str, Any] | None,
+        head_lr: Mapping[str, float] | float | None,
+        loss_scale: Literal["none", "initial"],
+        splits: Mapping[str, Mapping[str, Split]],
+        joint: Mapping[str, Sequence[str]],
+        steps_per_epoch: int,
+        seed: int,
+        log_every_n_steps: int,
+    ) -> None:
+        super().__init__()
+        self.model, self.balancer, self.seed = model, balancer, seed
+        self.tasks = {task.name: task for task in tasks}
+        self.engine = GradientEngine(
+            model.shared(), balancer, tasks=list(self.tasks), private=model.private(), **engine
+        )
+        self.joint = joint
+        self.stopped: set[str] = set()  # tasks of independent networks that train no more
+        self.evaluations = {name: Evaluation(self.tasks, splits[name], joint, split=name) for name in ("val", "test")}
+        self.means = EpochMeans(list(self.tasks))
+        self.val: dict[str, float] = {}  # of this epoch, empty where there was no validation
+        self.initial_losses: Tensor
+        initial = torch.full((len(tasks),), torch.nan if loss_scale == "initial" else 1.0, dtype=torch.float64)
+        self.register_buffer("initial_losses", initial)
+        self._scaled = loss_scale == "initial"
+        self._make_optimizer, self._schedule, self._head_lr = optimizer, schedule, head_lr
+        self._steps_per_epoch = steps_per_epoch
+        self._log_every = log_every_n_steps
+        self.record: BalanceRecord | None = None  # of the last step
+        self._losses: dict[str, Tensor] = {}
+        self._counts: dict[str, Tensor | float] = {}
+        self._stepping = False
+        self._micro_batches: list[tuple[Batch, int]] = []  # kept for after_step alone
+
+    # ---------------------------------------------------------------- one step
+
+    def forward(self, inputs: Mapping[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+        return self.model(inputs)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if self.balancer.needs_after_step:
+            self._micro_batches.append((batch, batch_idx))
+        self._losses, self._counts = self._task_losses(batch, batch_idx)
+        # What reaches `backward`, scaled by the precision plugin; the losses themselves wait in the attribute.
+        return torch.ones((), device=self.device)
+
+    def _task_losses(self, batch: Batch, batch_idx: int) -> tuple[dict[str, Tensor], dict[str, Tensor | float]]:
+        self._seed_forward(batch_idx)
+        outputs = self.model(
+            {dataset: part["inputs"] for dataset, part in batch.items()},
+            tasks=[name for name in self.tasks if name not in self.stopped],
+        )
+        losses: dict[str, Tensor] = {}
+        counts: dict[str, Tensor | float] = {}
+        for part in batch.values():
+            for name, targets in part["targets"].items():
+                if name in outputs:
+                    losses[name], counts[name] = self.tasks[name].loss(outputs[name], targets)
+        if self._scaled:
+            losses = self._scale_by_initial(losses, counts)
+        return losses, counts
+
+    def _scale_by_initial(self, losses: dict[str, Tensor], counts: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
+        for index, name in enumerate(self.tasks):
+            if name in losses and counts[name] > 0 and self.initial_losses[index].isnan():
+                self.initial_losses[index] = losses[name].detach()
+        initial = dict(zip(self.tasks, self.initial_losses.tolist(), strict=True))
+        return {name: loss / initial[name] for name, loss in losses.items()}
+
+    def _seed_forward(self, batch_idx: int) -> None:
+        """Random numbers of a forward are a function of seed, rank, step and micro-batch: a restart repeats them."""
+        key = f"{self.seed}/{self.global_rank}/{self.current_epoch}/{batch_idx}"
+        state = zlib.crc32(key.encode())
+        torch.default_generator.manual_seed(state)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(state)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Called by Lightning with the carrier; writes the balanced gradients."""
+        plugin = self.trainer.precision_plugin
+        scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
+        record = self.engine.backward(
+            self._losses,
+            counts=self._counts,
+            scale=1.0 if scaler is None else torch.tensor(scaler.get_scale()),
+            accumulate=not self._stepping,
+        )
+        self._losses, self._counts = {}, {}
+        if record is not None:
+            self.record = record
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Lightning calls this for a step's last micro-batch alone, and runs `backward` inside."""
+        self._stepping = True
+        try:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        finally:
+            self._stepping = False
+        record = self.record
+        assert record is not None
+        if record.status != "skipped":
+            self.means.add(record)
+            if self.balancer.needs_after_step:
+                self.balancer.after_step(record.losses, self._losses_again())
+        self._micro_batches = []
+        # Before any checkpoint, which callbacks take after this hook.
+        if self.trainer.is_last_batch:
+            self.balancer.end_epoch(self.means.losses())
+        if self._log_every and self.trainer.loggers and self.trainer.global_step % self._log_every == 0:
+            self._log_step()
+
+    @torch.no_grad()
+    def _losses_again(self) -> Tensor:
+        """(T,) losses of the step's data after the update: same dropout masks, statistics of norms untouched."""
+        norms = [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.track_running_stats]
+        for norm in norms:
+            norm.track_running_stats = False
+        sums = torch.zeros(len(self.tasks), dtype=torch.float64)
+        counts = torch.zeros_like(sums)
+        index = {name: i for i, name in enumerate(self.tasks)}
+        for batch, batch_idx in self._micro_batches:
+            losses, sizes = self._task_losses(batch, batch_idx)
+            for name, loss in losses.items():
+                if sizes[name] > 0:
+                    sums[index[name]] += float(loss) * float(sizes[name])
+                    counts[index[name]] += float(sizes[name])
+        for norm in norms:
+            norm.track_running_stats = True
+        return sums / counts
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """After balancing, alike for all methods; networks that share nothing are clipped one by one."""
+        if self.model.shared() or gradient_clip_val is None:
+            self.clip_gradients(
+                optimizer, gradient_clip_val=gradient_clip_val, gradient_clip_algorithm=gradient_clip_algorithm
+            )
+            return
+        for task in self.tasks:
+            parameters = list(self.model.network(task).parameters())
+            if gradient_clip_algorithm == "value":
+                nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+            else:
+                nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+
+    # ---------------------------------------------------------------- epochs
+
+    def on_train_epoch_end(self) -> None:
+        self._to_loggers(self.means.row())
+        self.means.reset()
+        self.val = {}
+
+    def on_validation_epoch_start(self) -> None:
+        self.evaluations["val"].reset(self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("val", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self.val = {f"val/{name}": value for name, value in self.evaluations["val"].compute().items()}
+        # Callbacks see scores and primary metrics, and what they monitor: `self.log` costs half a millisecond a value.
+        watched = {
+            "val/score",
+            *(f"val/{name}/{task.primary}" for name, task in self.tasks.items()),
+            *self._monitored(),
+        }
+        self.log_dict({k: v for k, v in self.val.items() if k in watched}, logger=False, batch_size=1)
+        if self.trainer.state.fn == "fit":
+            self._to_loggers(self.val)
+
+    def _monitored(self) -> set[str]:
+        callbacks = [*self.trainer.checkpoint_callbacks, *self.trainer.early_stopping_callbacks]
+        kinds = (ModelCheckpoint, EarlyStopping)
+        return {c.monitor for c in callbacks if isinstance(c, kinds) and c.monitor is not None}
+
+    def on_test_epoch_start(self) -> None:
+        self.evaluations["test"].reset(self.device)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("test", batch)
+
+    def on_test_epoch_end(self) -> None:
+        self.test = self.evaluations["test"].compute()
+        self._to_loggers({f"test/{name}": value for name, value in self.test.items()})
+
+    def _evaluate(self, split: str, batch: Batch) -> None:
+        outputs = self.model({dataset: part["inputs"] for dataset, part in batch.items()})
+        for part in batch.values():
+            self.evaluations[split].update(outputs, part["targets"], keep=split == "test")
+
+    def _log_step(self) -> None:
+        assert self.record is not None
+        losses = zip(self.tasks, self.record.losses.tolist(), strict=True)
+        row = {f"step/loss/{name}": value for name, value in losses if value == value}
+        if self.record.weights is not None:
+            weights = self.record.weights.mean(0).tolist()
+            row |= {f"step/weight/{n}": v for n, v in zip(self.tasks, weights, strict=True)}
+        self._to_loggers(row)
+
+    def _to_loggers(self, row: Mapping[str, float]) -> None:
+        for logger in self.trainer.loggers:
+            logger.log_metrics(dict(row), step=self.trainer.global_step)
+
+    # ---------------------------------------------------------------- set-up and state
+
+    def configure_optimizers(self) -> Any:
+        optimizer = build_optimizer(self._make_optimizer, self.model, self.balancer, head_lr=self._head_lr)
+        if self._schedule is None:
+            return optimizer
+        total = total_steps(self.trainer, self._steps_per_epoch)
+        scheduler = build_schedule(optimizer, total_steps=total, **self._schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        self.engine.step = self.trainer.global_step
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["epoch_means"] = self.means.state_dict()
+        checkpoint["stopped"] = sorted(self.stopped)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.means.load_state_dict(checkpoint["epoch_means"])
+        self.stopped = set(checkpoint["stopped"])

@@ -1,0 +1,94 @@
+"""Parameter groups and learning-rate schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_scheduler
+
+from mtlbench.balancing.base import Balancer
+from mtlbench.models.multitask import MultiTaskModel
+
+
+def build_optimizer(
+    make: Callable[..., Optimizer],
+    model: MultiTaskModel,
+    balancer: Balancer,
+    *,
+    head_lr: Mapping[str, float] | float | None,
+) -> Optimizer:
+    """One optimizer over all that trains.
+
+    Biases, norms and the balancer's own parameters have no weight decay.
+
+    Args:
+        model: its parameters train.
+        balancer: its own parameters train too.
+        make: the optimizer class with its settings, `lr` among them.
+        head_lr: learning rate of all heads, or of some by task; None: that of the optimizer.
+
+    Raises:
+        ValueError: `head_lr` names an unknown task.
+    """
+    rates = dict.fromkeys(model.heads, head_lr) if isinstance(head_lr, float | int) else dict(head_lr or {})
+    unknown = sorted(set(rates) - set(model.heads))
+    if unknown:
+        raise ValueError(f"head_lr names {unknown}; the tasks are {list(model.heads)}.")
+    groups: dict[tuple[float | None, bool], list[nn.Parameter]] = {}
+    heads = {id(p): rates.get(task) for task, head in model.heads.items() for p in head.parameters()}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups.setdefault((heads.get(id(parameter)), parameter.ndim >= 2), []).append(parameter)
+    own = [p for p in balancer.parameters() if p.requires_grad]
+    if own:
+        groups.setdefault((None, False), []).extend(own)
+    settings: list[dict[str, Any]] = []
+    for (rate, decays), parameters in groups.items():
+        group: dict[str, Any] = {"params": parameters}
+        if rate is not None:
+            group["lr"] = rate
+        if not decays:
+            group["weight_decay"] = 0.0
+        settings.append(group)
+    return make(settings)
+
+
+def build_schedule(
+    optimizer: Optimizer, *, name: str, warmup: float | int, total_steps: int, **options: Any
+) -> LRScheduler:
+    """A warm-up and decay schedule of the transformers library, stepped at each optimizer step.
+
+    Args:
+        optimizer: what it schedules.
+        total_steps: optimizer steps of the whole training.
+        name: constant_with_warmup, linear, cosine, polynomial, ...
+        warmup: steps where an integer, a part of `total_steps` where below 1.
+        options: that schedule's own settings.
+    """
+    steps = round(warmup * total_steps) if isinstance(warmup, float) and warmup < 1 else int(warmup)
+    return get_scheduler(
+        name, optimizer, num_warmup_steps=steps, num_training_steps=total_steps, scheduler_specific_kwargs=options
+    )
+
+
+def total_steps(trainer: Trainer, steps_per_epoch: int) -> int:
+    """Optimizer steps of the whole training.
+
+    Not `trainer.estimated_stepping_batches`: that makes the loader before a checkpoint is read, and Lightning then
+    never gives the loader its state back, so that a resumed epoch would begin at its first batch again.
+
+    Raises:
+        ValueError: neither `max_epochs` nor `max_steps` bounds the training.
+    """
+    limit = trainer.limit_train_batches
+    batches = min(steps_per_epoch, limit) if isinstance(limit, int) else int(steps_per_epoch * limit)
+    by_epochs = -(-batches // trainer.accumulate_grad_batches) * (trainer.max_epochs or -1)
+    bounds = [steps for steps in (by_epochs, trainer.max_steps) if steps > 0]
+    if not bounds:
+        raise ValueError("A learning-rate schedule needs trainer.max_epochs or trainer.max_steps.")
+    return min(bounds)

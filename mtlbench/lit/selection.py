@@ -1,0 +1,84 @@
+"""From a trained module to the selected one: which weights are tested, and by what rule."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from mtlbench.lit.callbacks import PerTaskSelection
+from mtlbench.lit.datamodule import MultiTaskDataModule
+from mtlbench.lit.module import MultiTaskModule
+
+
+def check_selection(trainer: Trainer, module: MultiTaskModule) -> None:
+    """Refuses callbacks that can't select this model's weights.
+
+    Raises:
+        ValueError: saying which callbacks belong to which sharing.
+    """
+    per_task = [c for c in _callbacks(trainer) if isinstance(c, PerTaskSelection)]
+    monitoring = [c for c in _callbacks(trainer) if isinstance(c, ModelCheckpoint) and c.monitor is not None]
+    if module.model.shared() and (per_task or len(monitoring) != 1):
+        raise ValueError(
+            f"Tasks that share parameters are selected together: expected one ModelCheckpoint with a monitor, got "
+            f"{len(monitoring)}, and no PerTaskSelection, got {len(per_task)}. callbacks=default has them right."
+        )
+    if not module.model.shared() and len(per_task) != 1:
+        raise ValueError(
+            f"Independent networks are selected task by task: expected one PerTaskSelection, got {len(per_task)}. "
+            "callbacks=independent has it."
+        )
+
+
+def select(
+    trainer: Trainer, module: MultiTaskModule, datamodule: MultiTaskDataModule
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Puts the selected weights into the module.
+
+    Returns:
+        What was selected (monitor, mode, epoch, value; for independent networks by task), and the
+        validation metrics of the selected weights.
+    """
+    per_task = [c for c in _callbacks(trainer) if isinstance(c, PerTaskSelection)]
+    if per_task:
+        per_task[0].restore(module)
+        val = _validate(trainer, module, datamodule)
+        tasks = {
+            name: {"monitor": f"val/{name}/{task.primary}", **per_task[0].best[name]}
+            for name, task in module.tasks.items()
+        }
+        return {"tasks": tasks, "monitor": "val/score", "mode": "max", "value": val["score"]}, val
+    (checkpoint,) = [c for c in _callbacks(trainer) if isinstance(c, ModelCheckpoint) and c.monitor is not None]
+    if checkpoint.best_model_score is None:
+        raise ValueError("No epoch was validated, so none can be selected. Train at least one whole epoch.")
+    best = torch.load(checkpoint.best_model_path, weights_only=True, map_location="cpu")
+    module.load_state_dict(best["state_dict"])
+    val = _validate(trainer, module, datamodule)
+    selected = {"monitor": checkpoint.monitor, "mode": checkpoint.mode, "epoch": best["epoch"]}
+    return {**selected, "value": float(checkpoint.best_model_score)}, val
+
+
+def _validate(trainer: Trainer, module: MultiTaskModule, datamodule: MultiTaskDataModule) -> dict[str, float]:
+    trainer.validate(module, datamodule, verbose=False)
+    return {key.removeprefix("val/"): value for key, value in module.val.items()}
+
+
+def _callbacks(trainer: Trainer) -> list[Callback]:
+    return trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+
+
+def quiet() -> None:
+    """Silences advice of Lightning's that does not hold here: data are in memory, loggers are chosen in conf/."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*isinstance.treespec, LeafSpec.*",  # a deprecation inside Lightning
+        ".*number of training batches .* is smaller than the logging interval.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

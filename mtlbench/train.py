@@ -1,0 +1,273 @@
+"""One run: from a composed configuration to a run directory."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import wandb
+from hydra.utils import instantiate
+from omegaconf import Container, DictConfig, OmegaConf
+from torch import Tensor
+
+from mtlbench import record
+from mtlbench.balancing.base import Balancer, TaskSpec
+from mtlbench.data.build import DatasetSource, build
+from mtlbench.data.tables import Data, InputSpec, TaskInfo
+from mtlbench.lit.callbacks import Recorder
+from mtlbench.lit.datamodule import MultiTaskDataModule
+from mtlbench.lit.evaluation import whole
+from mtlbench.lit.module import MultiTaskModule
+from mtlbench.lit.selection import check_selection, quiet, select
+from mtlbench.models.encoders.base import Encoder
+from mtlbench.models.multitask import MultiTaskModel
+from mtlbench.models.sharing.independent import Independent
+from mtlbench.results.records import read_summary, write_summary
+from mtlbench.tasks import TASK_TYPES, Task
+
+log = logging.getLogger(__name__)
+
+
+def train(cfg: DictConfig, *, run_dir: Path, method: str | None = None, overrides: Sequence[str] = ()) -> float:
+    """Trains, selects on validation, tests once, and writes the run directory.
+
+    A directory whose record says finished is left as it is; one that holds a checkpoint of the same
+    configuration goes on from there.
+
+    Args:
+        cfg: composed from conf/train.yaml.
+        run_dir: where the run's files go; made if absent.
+        method: the run's name in tables, unless `cfg.method` gives one; None: the balancer's module name.
+        overrides: what was changed on the command line, for the record.
+
+    Returns:
+        The selection metric at the selected epoch (the mean over tasks' scores for independent runs).
+
+    Raises:
+        ValueError: the configuration, the data or the run directory does not fit.
+        FloatingPointError: a loss or gradient is not finite.
+    """
+    cfg = cfg.copy()
+    cfg.method = cfg.method or method or _method_name(cfg)
+    plain = _plain(cfg)
+    identity = record.config_hash(plain)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    done = _finished(run_dir, identity)
+    if done is not None:
+        log.info("%s is finished already: not run again.", run_dir)
+        return done
+    OmegaConf.save(OmegaConf.create(plain), run_dir / "config.yaml")
+    summary: dict[str, Any] = {
+        "format": 1, "status": "running", "error": None, "benchmark": cfg.benchmark.name, "method": cfg.method,
+        "sharing": _last(cfg.sharing), "balancer": _last(cfg.balancer), "encoder": _last(cfg.encoder),
+        "seed": cfg.seed, "overrides": list(overrides), "config_hash": identity, "versions": record.versions(),
+        "git": record.git_state(), "started": _now(),
+    }  # fmt: skip
+    write_summary(run_dir, summary)
+    start = time.perf_counter()
+    failed = 1
+    try:
+        summary |= _run(cfg, run_dir) | {"status": "finished"}
+        failed = 0
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
+        summary["status"] = "interrupted"
+        raise
+    except Exception as error:
+        summary |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+        raise
+    finally:
+        summary |= {"finished": _now(), "wall_seconds": time.perf_counter() - start}
+        write_summary(run_dir, summary)
+        if wandb.run is not None:  # else the next job of the sweep would go on in this W&B run
+            wandb.finish(exit_code=failed)
+    return summary["selected"]["value"]
+
+
+def _run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
+    memory = record.PeakMemory()
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    data = load_data(cfg)
+    targets = {dataset: whole(split) for dataset, split in data.splits["train"].items()}
+    tasks = [_make_task(cfg, info, targets[info.dataset][name]) for name, info in data.tasks.items()]
+    datamodule = MultiTaskDataModule(
+        data,
+        instantiate(cfg.mixing, _partial_=True),
+        batch_size=cfg.data.batch_size,
+        eval_batch_size=cfg.data.eval_batch_size,
+        seed=cfg.seed,
+        num_workers=cfg.data.num_workers,
+    )
+    module = _make_module(cfg, data, tasks, steps_per_epoch=datamodule.mixing.steps_per_epoch)
+    recorder = Recorder(run_dir)
+    trainer = _make_trainer(cfg, run_dir, recorder)
+    check_selection(trainer, module)
+    checkpoint = run_dir / "checkpoints" / "last.ckpt"
+    resume = cfg.resume and checkpoint.exists()
+    if resume:
+        log.info("Going on from %s.", checkpoint)
+    trainer.fit(module, datamodule, ckpt_path=str(checkpoint) if resume else None, weights_only=True)
+    selected, val = select(trainer, module, datamodule)
+    result: dict[str, Any] = {
+        "tasks": {
+            task.name: {
+                "dataset": task.dataset,
+                "type": task.info.type,
+                "primary": task.primary,
+                "metrics": {m: {"higher_is_better": task.higher_is_better(m)} for m in task.perfect},
+            }
+            for task in tasks
+        },
+        "extra_metrics": {
+            f"{module.tasks[members[0]].dataset}/{name}": {"higher_is_better": True}
+            for name, members in module.joint.items()
+        },
+        "selected": selected,
+        "val": val,
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "examples_seen": recorder.examples,
+        "examples_per_second": recorder.examples / recorder.seconds,
+        "step_seconds": recorder.step_seconds,
+        "train_seconds": recorder.seconds,
+        "parameters": sum(p.numel() for p in module.model.parameters()),
+    }
+    if cfg.test:
+        trainer.test(module, datamodule, verbose=False)
+        result["test"] = module.test
+        rows = pd.DataFrame(module.evaluations["test"].rows())
+        for column in ("target", "prediction"):
+            rows[column] = rows[column].map(lambda v: json.dumps(v) if isinstance(v, list) else str(v))
+        rows.to_parquet(run_dir / "predictions.parquet", index=False)
+    return result | {"peak_memory_mb": memory.mb()}
+
+
+def load_data(cfg: DictConfig) -> Data:
+    """The benchmark's data in memory, with the encoder's tokenizer where there is text."""
+    sources = {
+        name: DatasetSource(load=instantiate(node.load), input=_plain(node.input))
+        for name, node in cfg.benchmark.datasets.items()
+    }
+    tokenizer = cfg.encoder.get("tokenizer")
+    return build(
+        datasets=sources,
+        tasks=_plain(cfg.benchmark.tasks),
+        select=None if cfg.tasks is None else list(cfg.tasks),
+        data_dir=cfg.data.dir,
+        tokenizer=None if tokenizer is None else instantiate(tokenizer, _partial_=True),
+        max_length=cfg.data.max_length,
+    )
+
+
+def _make_task(cfg: DictConfig, info: TaskInfo, train_targets: Tensor) -> Task:
+    node = cfg.benchmark.tasks.get(info.name)
+    own = {} if node is None else node.get("head", {})
+    options = _plain(OmegaConf.merge(cfg.head, own))
+    return TASK_TYPES[info.type](info, train_targets, head_options=options)
+
+
+def _make_module(cfg: DictConfig, data: Data, tasks: Sequence[Task], *, steps_per_epoch: int) -> MultiTaskModule:
+    names = [task.name for task in tasks]
+    encoder = {key: node for key, node in cfg.encoder.items() if key != "tokenizer"}
+    make_encoder = instantiate(encoder, _partial_=True, _convert_="all")
+    model = MultiTaskModel(
+        instantiate(cfg.sharing, _partial_=True),
+        lambda: _encoder(make_encoder, data.input_spec),
+        tasks,
+        seed=cfg.seed,
+    )
+    specs = [TaskSpec(task.name, task.info.type) for task in tasks]
+    balancer: Balancer = instantiate(cfg.balancer, _partial_=True, _convert_="all")(
+        num_tasks=len(tasks), seed=cfg.seed, tasks=specs
+    )
+    head_lr = _plain(cfg.head_lr) if isinstance(cfg.head_lr, DictConfig) else cfg.head_lr
+    joint = {
+        name: list(node.tasks)
+        for name, node in cfg.benchmark.get("metrics", {}).items()
+        if set(node.tasks) <= set(names)
+    }
+    return MultiTaskModule(
+        model,
+        tasks,
+        balancer,
+        engine=_plain(cfg.engine),
+        optimizer=instantiate(cfg.optimizer, _partial_=True),
+        schedule=None if cfg.scheduler.name is None else _plain(cfg.scheduler),
+        head_lr=head_lr,
+        loss_scale=cfg.loss_scale,
+        splits=data.splits,
+        joint=joint,
+        steps_per_epoch=steps_per_epoch,
+        seed=cfg.seed,
+        log_every_n_steps=cfg.trainer.log_every_n_steps,
+    )
+
+
+def _encoder(make: Any, specs: dict[str, InputSpec]) -> Encoder:
+    """One encoder serves all datasets, so their inputs must look alike."""
+    first, *others = specs.items()
+    for name, spec in others:
+        if (spec.type, spec.shape, spec.vocab_size) != (first[1].type, first[1].shape, first[1].vocab_size):
+            raise ValueError(f"One encoder can't take datasets {first[0]!r} ({first[1]}) and {name!r} ({spec}).")
+    return make(spec=first[1])
+
+
+def _make_trainer(cfg: DictConfig, run_dir: Path, recorder: Recorder) -> Any:
+    callbacks: list[Any] = [recorder]
+    for name, node in cfg.callbacks.items():
+        if node is None or (name == "progress" and not cfg.trainer.enable_progress_bar):
+            continue
+        extra = {"dirpath": str(run_dir / "checkpoints")} if node._target_.endswith(".ModelCheckpoint") else {}
+        callbacks.append(instantiate(node, **extra))
+    loggers = []
+    for name, node in cfg.logger.items():
+        extra = {"save_dir": str(run_dir)}
+        if name == "wandb":
+            extra["name"] = f"{cfg.benchmark.name}/{cfg.method}/seed={cfg.seed}"
+        loggers.append(instantiate(node, **extra))
+    quiet()
+    trainer = instantiate(
+        cfg.trainer, callbacks=callbacks, logger=loggers, default_root_dir=str(run_dir), use_distributed_sampler=False
+    )
+    for logger in trainer.loggers:
+        logger.log_hyperparams(_plain(cfg))
+    return trainer
+
+
+def _finished(run_dir: Path, identity: str) -> float | None:
+    """The result of a finished run of the same configuration; None where there is something left to do."""
+    if not (run_dir / "summary.json").exists():
+        return None
+    summary = read_summary(run_dir)
+    if summary["config_hash"] != identity:
+        raise ValueError(
+            f"{run_dir} holds a run of another configuration (its config.yaml shows it). Choose another directory, "
+            "or delete that one."
+        )
+    return summary["selected"]["value"] if summary["status"] == "finished" else None
+
+
+def _method_name(cfg: DictConfig) -> str:
+    independent = cfg.sharing._target_.endswith(f".{Independent.__name__}")
+    return "independent" if independent else _last(cfg.balancer)
+
+
+def _last(node: DictConfig) -> str:
+    """The module that a node's `_target_` is in: one concept a file."""
+    return node._target_.split(".")[-2]
+
+
+def _plain(node: Container) -> Any:
+    """Plain containers: none of OmegaConf's may get into a checkpoint."""
+    return OmegaConf.to_container(node, resolve=True)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
