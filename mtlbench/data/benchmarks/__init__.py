@@ -1,0 +1,1 @@
+"""Benchmarks whose data need Python: embedded images and the like."""

@@ -1,0 +1,140 @@
+"""A benchmark's tables -> tensors in memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mtlbench.data.inputs import find_columns, make_inputs, read_texts, show
+from mtlbench.data.names import TaskNode, choose, nearest
+from mtlbench.data.sources import SPLITS
+from mtlbench.data.tables import Data, Split, TaskInfo
+from mtlbench.data.targets import make_targets
+
+log = logging.getLogger(__name__)
+
+Frames = dict[str, pd.DataFrame]  # split -> table
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSource:
+    """A dataset as the YAML declares it.
+
+    Attributes:
+        load: called with `data_dir=`, gives "train", "val" and "test" -> table.
+        input: `{type: text, column}`, with plain text or lists of words; `{type: image, column}`, with (H, W) or
+            (C, H, W) arrays; or `{type: vector, columns, standardize}`, with names or globs.
+    """
+
+    load: Callable[..., Frames]
+    input: Mapping[str, Any]
+
+
+def build(
+    *,
+    datasets: Mapping[str, DatasetSource],
+    tasks: Mapping[str, Mapping[str, Any]],
+    select: Sequence[str] | None,
+    data_dir: str | None,
+    tokenizer: Callable[[Iterator[str]], Any] | None,
+    max_length: int | None,
+) -> Data:
+    """Loads the datasets that the chosen tasks need.
+
+    Rows are never dropped or reordered: row n of a split is row n of its table, also where no task labels it.
+
+    Args:
+        datasets: name -> source.
+        tasks: the benchmark's `tasks` node, see `mtlbench.data.names`.
+        select: names of the wanted tasks; None for all.
+        data_dir: the data directory; None for the Hugging Face hub.
+        tokenizer: from the training texts to a tokeniser; needed where a dataset's input is text. The texts are those
+            of all the benchmark's datasets, so that training a subset of the tasks does not change it.
+        max_length: the most sub-words of a text; None for no cut.
+
+    Raises:
+        ValueError: naming dataset, task, split and row of what is wrong.
+    """
+    nodes = choose(tasks, select)
+    for node in nodes.values():
+        if node.dataset not in datasets:
+            raise ValueError(f"Task '{node.name}': no dataset '{node.dataset}'. {nearest(node.dataset, datasets)}")
+    loaded: dict[str, Frames] = {}
+
+    def frames(name: str) -> Frames:
+        if name not in loaded:
+            loaded[name] = _checked(datasets[name].load(data_dir=data_dir), name)
+        return loaded[name]
+
+    def training_texts() -> Iterator[str]:
+        for name, source in datasets.items():
+            if source.input["type"] == "text":
+                place = f"dataset '{name}', split 'train'"
+                for text in read_texts(frames(name)["train"], source.input["column"], place=place):
+                    yield text if isinstance(text, str) else " ".join(text)
+
+    wanted = list(dict.fromkeys(node.dataset for node in nodes.values()))
+    made = None
+    if any(datasets[name].input["type"] == "text" for name in wanted):
+        if tokenizer is None:
+            raise ValueError("The benchmark's inputs are text, but the encoder brings no tokenizer. Choose a text one.")
+        made = tokenizer(training_texts())
+
+    data = Data(splits={split: {} for split in SPLITS}, tasks={}, input_spec={})
+    for name in wanted:
+        inputs = make_inputs(frames(name), name, datasets[name].input, tokenizer=made, max_length=max_length)
+        _check(frames(name), name, nodes=nodes, tasks=tasks, inputs=inputs.columns)
+        data.input_spec[name] = inputs.spec
+        own = {task: make_targets(frames(name), node, inputs) for task, node in nodes.items() if node.dataset == name}
+        for task, (_, labels) in own.items():
+            data.tasks[task] = TaskInfo(
+                name=task, type=nodes[task].type, dataset=name, num_outputs=len(labels) or 1, labels=labels
+            )
+        for split in SPLITS:
+            targets = {task: found[split] for task, (found, _) in own.items()}
+            data.splits[split][name] = Split(inputs.tensors[split], targets=targets)
+        log.info("%s: %s rows", name, ", ".join(f"{split} {len(data.splits[split][name])}" for split in SPLITS))
+    return Data(splits=data.splits, tasks={task: data.tasks[task] for task in nodes}, input_spec=data.input_spec)
+
+
+def _checked(frames: Frames, name: str) -> Frames:
+    for split in SPLITS:
+        if split not in frames:
+            raise ValueError(f"dataset '{name}' has no split '{split}'; it has: {', '.join(frames)}.")
+        if not len(frames[split]):
+            raise ValueError(f"dataset '{name}': the split '{split}' is empty.")
+    return {split: frames[split].reset_index(drop=True) for split in SPLITS}
+
+
+def _check(
+    frames: Frames,
+    name: str,
+    *,
+    nodes: Mapping[str, TaskNode],
+    tasks: Mapping[str, Mapping[str, Any]],
+    inputs: Sequence[str],
+) -> None:
+    """No input column is a task's label, and the values that a `split_by` declares are those in the data."""
+    for task, node in nodes.items():
+        labels = {node.column} if isinstance(node.column, str) else set(node.column)
+        if node.dataset == name and labels & set(inputs):
+            raise ValueError(f"dataset '{name}': the label of task '{task}' is among the inputs: {', '.join(inputs)}.")
+    for task, given in tasks.items():
+        if given.get("split_by") is None or given["dataset"] != name:
+            continue
+        values = given["values"]
+        declared = list(range(values) if isinstance(values, int) else values)
+        for split, frame in frames.items():
+            place = f"dataset '{name}', task '{task}', split '{split}'"
+            [column] = find_columns(frame, given["split_by"], place=place)
+            unknown = np.flatnonzero(~frame[column].isin(declared))
+            if len(unknown):
+                found = frame[column].iloc[unknown[0]]
+                raise ValueError(
+                    f"{place}, row {unknown[0]}: '{column}' is {show(found)}, which 'values: {values}' lacks."
+                )

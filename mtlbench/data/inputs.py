@@ -1,0 +1,155 @@
+"""Input columns -> tensors. Every error names dataset, split and row (counted from 0)."""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from mtlbench.data.tables import InputSpec, Ragged
+from mtlbench.data.text import Encoded, encode
+
+log = logging.getLogger(__name__)
+
+Frames = Mapping[str, pd.DataFrame]  # split -> table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """A dataset's inputs.
+
+    Attributes:
+        tensors: split -> name -> (N, ...) values.
+        spec: what they look like.
+        columns: those that they come from.
+        texts, encoded: split -> the N texts, as text or as lists of words, and their sub-words; of text alone.
+    """
+
+    tensors: Mapping[str, Mapping[str, Tensor | Ragged]]
+    spec: InputSpec
+    columns: tuple[str, ...]
+    texts: Mapping[str, list[Any]] | None = None
+    encoded: Mapping[str, Encoded] | None = None
+
+
+def find_columns(frame: pd.DataFrame, wanted: str | Iterable[str], *, place: str) -> list[str]:
+    """Column names from a name, a glob such as "f*", or several of either.
+
+    Raises:
+        ValueError: one is not there; names those that are.
+    """
+    found = []
+    for pattern in [wanted] if isinstance(wanted, str) else wanted:
+        matches = [pattern] if pattern in frame else fnmatch.filter(map(str, frame.columns), pattern)
+        if not matches:
+            raise ValueError(
+                f"{place}: there is no column '{pattern}'; there is: {', '.join(map(str, frame.columns))}."
+            )
+        found += matches
+    return found
+
+
+def show(value: Any) -> str:
+    """A cell as an error should quote it: nan, not np.float64(nan)."""
+    return repr(value.item() if isinstance(value, np.generic) else value)
+
+
+def make_inputs(
+    frames: Frames, name: str, given: Mapping[str, Any], *, tokenizer: Any, max_length: int | None
+) -> Inputs:
+    """Makes the inputs of dataset `name` from its YAML node `input`."""
+    if given["type"] == "text":
+        return _text(frames, name, given["column"], tokenizer=tokenizer, max_length=max_length)
+    if given["type"] == "image":
+        return _image(frames, name, given["column"])
+    if given["type"] == "vector":
+        return _vector(frames, name, given["columns"], standardize=given["standardize"])
+    raise ValueError(f"dataset '{name}': input type '{given['type']}'; expected text, image or vector.")
+
+
+def read_texts(frame: pd.DataFrame, wanted: str, *, place: str) -> list[Any]:
+    """The column's texts: all of them strings, or all of them lists of words."""
+    [column] = find_columns(frame, wanted, place=place)
+    texts = [list(text) if isinstance(text, (list, tuple)) else text for text in frame[column]]
+    split = isinstance(texts[0], list)
+    for row, text in enumerate(texts):
+        words = text if isinstance(text, list) else [text]
+        if isinstance(text, list) != split or not all(isinstance(word, str) for word in words):
+            kind = "a list of words" if split else "text"
+            raise ValueError(f"{place}, row {row}: '{column}' is {text!r}; expected {kind}, as in row 0.")
+        try:
+            "".join(words).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{place}, row {row}: '{column}' holds what is no Unicode text: {error}") from error
+    return texts
+
+
+def _text(frames: Frames, name: str, column: str, *, tokenizer: Any, max_length: int | None) -> Inputs:
+    texts = {s: read_texts(frame, column, place=f"dataset '{name}', split '{s}'") for s, frame in frames.items()}
+    encoded = {split: encode(found, tokenizer=tokenizer, max_length=max_length) for split, found in texts.items()}
+    for split, found in encoded.items():
+        if count := int(found.truncated.sum()):
+            place = f"dataset '{name}', split '{split}'"
+            log.warning("%s: data.max_length=%s cuts %d of %d texts.", place, max_length, count, len(texts[split]))
+    return Inputs(
+        tensors={s: {"input_ids": e.input_ids, "attention_mask": e.attention_mask} for s, e in encoded.items()},
+        spec=InputSpec(type="text", vocab_size=len(tokenizer), pad_id=tokenizer.pad_token_id, tokenizer=tokenizer),
+        columns=(column,),
+        texts=texts,
+        encoded=encoded,
+    )
+
+
+def _image(frames: Frames, name: str, wanted: str) -> Inputs:
+    """x: (N, C, H, W) float32; bytes (uint8) are scaled to [0, 1], other numbers are taken as they are."""
+    arrays: dict[str, list[np.ndarray]] = {}
+    for split, frame in frames.items():
+        place = f"dataset '{name}', split '{split}'"
+        [column] = find_columns(frame, wanted, place=place)
+        arrays[split] = [np.asarray(image) for image in frame[column]]
+        shape = arrays["train"][0].shape
+        for row, image in enumerate(arrays[split]):
+            if image.shape != shape or image.ndim not in (2, 3):
+                raise ValueError(
+                    f"{place}, row {row}: an image of shape {image.shape}; expected (H, W) or (C, H, W), all alike, "
+                    f"and the first is {shape}."
+                )
+    tensors = {}
+    for split, images in arrays.items():
+        x = torch.from_numpy(np.stack(images))
+        x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
+        tensors[split] = {"x": x[:, None] if x.ndim == 3 else x}
+    spec = InputSpec(type="image", shape=tuple(tensors["train"]["x"].shape[1:]))
+    return Inputs(tensors=tensors, spec=spec, columns=(wanted,))
+
+
+def _vector(frames: Frames, name: str, wanted: Any, *, standardize: bool) -> Inputs:
+    """x: (N, D) float32; standardised by the training split's mean and deviation, a constant column becoming 0."""
+    columns = find_columns(frames["train"], wanted, place=f"dataset '{name}', split 'train'")
+    values = {}
+    for split, frame in frames.items():
+        place = f"dataset '{name}', split '{split}'"
+        find_columns(frame, columns, place=place)
+        values[split] = frame[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+        wrong = np.argwhere(~np.isfinite(values[split]))
+        if len(wrong):
+            row, column = wrong[0]
+            given = frame[columns[column]].iloc[row]
+            raise ValueError(f"{place}, row {row}: input '{columns[column]}' is {show(given)}, no finite number.")
+    if standardize:
+        train = values["train"]
+        constant = train.min(0) == train.max(0)
+        mean, deviation = train.mean(0), np.where(constant, 1, train.std(0))
+        values = {split: np.where(constant, 0, (x - mean) / deviation) for split, x in values.items()}
+    return Inputs(
+        tensors={split: {"x": torch.from_numpy(x.astype(np.float32))} for split, x in values.items()},
+        spec=InputSpec(type="vector", shape=(len(columns),)),
+        columns=tuple(columns),
+    )

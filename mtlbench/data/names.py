@@ -1,0 +1,104 @@
+"""The tasks that a benchmark's YAML names. Plain Python, so that the command line can check names at once."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+TYPES = ("classification", "regression", "multilabel", "tagging")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskNode:
+    """One task as the YAML declares it.
+
+    Attributes:
+        name: the task's name.
+        type: one of `TYPES`.
+        dataset: the dataset that labels it.
+        column: the column(s) with the label; several, or a glob such as `"label:*"`, for multilabel alone.
+        labels: the declared class names in their order; None where they are inferred from the data.
+        where: (column, value): the task is labelled only in rows whose column has this value; None for all rows.
+    """
+
+    name: str
+    type: str
+    dataset: str
+    column: str | tuple[str, ...]
+    labels: tuple[str, ...] | None = None
+    where: tuple[str, Any] | None = None
+
+
+def expand(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, TaskNode]:
+    """Reads a benchmark's `tasks` node, unfolding each `split_by` into one task a value.
+
+    `school: {type: regression, dataset: school, column: exam_score, split_by: school, values: 139}` becomes
+    `school_0` ... `school_138`, each labelled in the rows whose column `school` has that value; `values` may also be
+    a list. It stands in the YAML so that the names are known without the data; the data are checked against it.
+
+    Raises:
+        ValueError: a key is missing, the type is unknown, or two tasks have the same name.
+    """
+    nodes: dict[str, TaskNode] = {}
+    for name, given in tasks.items():
+        for key in ("type", "dataset"):
+            if given.get(key) is None:
+                raise ValueError(f"Task '{name}' lacks '{key}'; it has: {', '.join(given) or 'nothing'}.")
+        if given["type"] not in TYPES:
+            raise ValueError(f"Task '{name}' has type '{given['type']}'; expected one of: {', '.join(TYPES)}.")
+        many = given["type"] == "multilabel" and given.get("columns") is not None
+        column = given["columns" if many else "column"] if many or given.get("column") is not None else None
+        if column is None:
+            raise ValueError(f"Task '{name}' lacks 'column', the name of the column with its label.")
+        labels = given.get("labels")
+        common: dict[str, Any] = {
+            "type": given["type"],
+            "dataset": given["dataset"],
+            "column": column if isinstance(column, str) else tuple(column),
+            "labels": None if labels is None else tuple(str(label) for label in labels),
+        }
+        if given.get("split_by") is None:
+            unfolded = [TaskNode(name=name, **common)]
+        else:
+            values = given.get("values")
+            if values is None:
+                raise ValueError(f"Task '{name}' has 'split_by' but no 'values': their number, or a list of them.")
+            where = [(given["split_by"], value) for value in (range(values) if isinstance(values, int) else values)]
+            unfolded = [TaskNode(name=f"{name}_{pair[1]}", where=pair, **common) for pair in where]
+        for node in unfolded:
+            if node.name in nodes:
+                raise ValueError(f"Two tasks of the benchmark are called '{node.name}'.")
+            nodes[node.name] = node
+    return nodes
+
+
+def task_names(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The names that `tasks=[...]` may hold, in order."""
+    return list(expand(tasks))
+
+
+def choose(tasks: Mapping[str, Mapping[str, Any]], select: Sequence[str] | None) -> dict[str, TaskNode]:
+    """The tasks named by `select`, in the benchmark's order; all of them for None.
+
+    Raises:
+        ValueError: a name is unknown, stands twice, or none is given.
+    """
+    nodes = expand(tasks)
+    if select is None:
+        return nodes
+    if not select or len(set(select)) != len(select):
+        raise ValueError(f"tasks={list(select)}: name at least one task, each once, or leave it null for all.")
+    for name in select:
+        if name not in nodes:
+            raise ValueError(f"The benchmark has no task '{name}'. {nearest(name, nodes)}")
+    return {name: node for name, node in nodes.items() if name in select}
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence that helps with a misspelt name."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=3)
+    listed = ", ".join(names) if len(names) <= 12 else f"{', '.join(names[:6])}, ... ({len(names)} in all)"
+    return f"Did you mean {' or '.join(close)}? There is: {listed}." if close else f"There is: {listed}."

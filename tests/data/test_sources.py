@@ -1,0 +1,182 @@
+import gzip
+import json
+import socket
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+
+from mtlbench.data.sources import from_hub, local_or_hub, random_split, read_table
+
+ROWS = [{"tokens": ["a", "b"], "label": "01", "day": "2020-01-01"}, {"tokens": ["c"], "label": "NA", "day": None}]
+FILES = {"train": "train.jsonl.gz", "val": "dev.jsonl.gz", "test": "test.jsonl.gz"}
+HUB = {
+    "path": "some/id",
+    "splits": {"train": "train", "val": "validation", "test": "test"},
+    "columns": {"text": "tokens"},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "nlp/set").mkdir(parents=True)
+    for file in FILES.values():
+        with gzip.open(tmp_path / "nlp/set" / file, "wt", encoding="utf-8") as lines:
+            lines.writelines(json.dumps(row) + "\n" for row in ROWS)
+    return tmp_path
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args, **kwargs):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> dict:
+    """Stands for the hub: what load_dataset was asked comes back in the dict."""
+    asked: dict = {}
+    frame = pd.DataFrame({"text": [["a", "b"], ["c"]], "intent": ["x", "y"]})
+
+    def load_dataset(path, **kwargs):
+        asked.update(path=path, **kwargs)
+        return datasets.DatasetDict({s: datasets.Dataset.from_pandas(frame) for s in ("train", "validation", "test")})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return asked
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_reads_the_data_directory(folder):
+    frames = local_or_hub(data_dir=str(folder), folder="nlp/set", files=FILES, hub=HUB)
+    assert list(frames) == ["train", "val", "test"]
+    assert frames["val"].to_dict("records")[0] == ROWS[0]
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.jsonl.gz", "t.parquet"])
+def test_formats_keep_text_as_text_and_lists_as_lists(tmp_path, name):
+    path = tmp_path / name
+    if name.endswith("parquet"):
+        pd.DataFrame(ROWS).to_parquet(path)
+    else:
+        with (gzip.open if name.endswith("gz") else open)(path, "wt") as lines:
+            lines.writelines(json.dumps(row) + "\n" for row in ROWS)
+    frame = read_table(path)
+    assert frame["tokens"].tolist() == [["a", "b"], ["c"]]
+    assert frame["label"].tolist() == ["01", "NA"]
+    assert frame["day"].isna().tolist() == [False, True]
+    assert frame["day"][0] == "2020-01-01"
+
+
+def test_csv_takes_an_empty_cell_alone_as_missing(tmp_path):
+    (tmp_path / "t.csv").write_text("text,score\nNA,1\nnull,\n")
+    frame = read_table(tmp_path / "t.csv")
+    assert frame["text"].tolist() == ["NA", "null"]
+    assert frame["score"].isna().tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.jsonl", b'{"a": 1}\n{"a": \n', "t.jsonl, line 2: not JSON"),
+        ("t.jsonl", b'{"a": 1}\n[1]\n', "line 2: expected a JSON object, got list"),
+        ("t.jsonl", b'{"a": "\xff"}\n', "cannot be read as UTF-8 jsonl"),
+        ("t.csv", b"a,b\n1,2\n3,4,5\n", "line 3"),
+        ("t.csv", b"a\n\xff\n", "cannot be read as UTF-8 csv"),
+        ("t.csv", b"", "cannot be read"),
+        ("t.jsonl.gz", b"not zipped", "t.jsonl.gz cannot be read"),
+        ("t.xlsx", b"", "expected a name that ends in"),
+    ],
+)
+def test_unreadable_files_are_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_table(tmp_path / name)
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_a_data_directory_that_lacks_the_benchmark_is_an_error_and_no_reason_to_ask_the_hub(folder):
+    for data_dir, where, missing in (
+        (folder / "nowhere", "nlp/set", "the data directory is missing"),
+        (folder, "nlp/other", "the dataset is missing"),
+        (folder, "nlp/set", "the file is missing"),
+    ):
+        files = {**FILES, "test": "absent.jsonl"} if missing.startswith("the file") else FILES
+        with pytest.raises(FileNotFoundError, match=missing) as caught:
+            local_or_hub(data_dir=str(data_dir), folder=where, files=files, hub=HUB)
+        assert str(data_dir) in str(caught.value)
+        assert where in str(caught.value)
+        assert "MTLBENCH_DATA" in str(caught.value)
+
+
+def test_without_a_data_directory_the_hub_is_read(hub):
+    given = {**HUB, "revision": "abc", "data_files": {"train": "x/train.parquet"}}
+    frames = local_or_hub(data_dir=None, folder="nlp/set", files=FILES, hub=given)
+    assert hub == {"path": "some/id", "name": None, "revision": "abc", "data_files": {"train": "x/train.parquet"}}
+    assert list(frames) == ["train", "val", "test"]
+    assert frames["test"].columns.tolist() == ["tokens", "intent"]
+    assert frames["test"]["tokens"].tolist() == [["a", "b"], ["c"]]
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_split_that_the_hub_lacks_is_named():
+    with pytest.raises(ValueError, match="no split 'dev'; it has: train, validation, test"):
+        from_hub(path="some/id", splits={"val": "dev"})
+
+
+def test_an_unreachable_hub_says_what_to_set(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(ConnectionError, match=r"'some/id' could not be loaded.*no route.*MTLBENCH_DATA"):
+        local_or_hub(data_dir=None, folder="nlp/set", files=FILES, hub=HUB)
+
+
+def test_offline_mode_is_such_an_error(monkeypatch, tmp_path):
+    # The real load_dataset, without a network.
+    def no_socket(*args, **kwargs):
+        raise AssertionError("a connection was tried")
+
+    monkeypatch.setattr(socket.socket, "connect", no_socket)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
+    with pytest.raises(ConnectionError, match="could not be loaded from the Hugging Face hub"):
+        local_or_hub(data_dir=None, folder="nlp/set", files=FILES, hub=HUB)
+
+
+def test_a_set_without_a_copy_on_the_hub_says_what_to_set():
+    with pytest.raises(ValueError, match=r"set MTLBENCH_DATA.*tabular/school/school.csv.gz"):
+        local_or_hub(data_dir=None, folder="tabular/school", files={"all": "school.csv.gz"})
+
+
+FRACTIONS = {"train": 0.6, "val": 0.2, "test": 0.2}
+
+
+def test_random_split_divides_within_each_stratum_and_knows_no_other_seed():
+    frame = pd.DataFrame({"group": np.repeat(["a", "b", "c"], [50, 20, 7]), "n": np.arange(77)})
+    np.random.seed(1)  # the global generator must have no say
+    parts = random_split(frame, fractions=FRACTIONS, by="group", seed=0)
+    np.random.seed(2)
+    again = random_split(frame, fractions=FRACTIONS, by="group", seed=0)
+    for name, part in parts.items():
+        pd.testing.assert_frame_equal(part, again[name])
+    assert sorted(np.concatenate([part["n"] for part in parts.values()])) == list(range(77))
+    assert parts["train"]["group"].value_counts().to_dict() == {"a": 30, "b": 12, "c": 4}
+    assert parts["val"]["group"].value_counts().to_dict() == {"a": 10, "b": 4, "c": 2}
+    other = random_split(frame, fractions=FRACTIONS, by="group", seed=1)
+    assert other["train"]["n"].tolist() != parts["train"]["n"].tolist()
+    assert len(random_split(frame, fractions=FRACTIONS, seed=0)["test"]) == 15
+
+
+def test_random_split_refuses():
+    frame = pd.DataFrame({"a": [1, 2]})
+    with pytest.raises(ValueError, match="sum to 1"):
+        random_split(frame, fractions={"train": 0.6, "val": 0.2, "test": 0.3}, seed=0)
+    with pytest.raises(ValueError, match="Cannot split by 'b'; the columns are: a"):
+        random_split(frame, fractions=FRACTIONS, by="b", seed=0)
