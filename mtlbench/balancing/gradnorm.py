@@ -1,0 +1,161 @@
+"""GradNorm: weights that train all tasks at similar rates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mtlbench.balancing.base import Property, TaskSpec, Weighting, select
+from mtlbench.balancing.checks import number, one_of
+
+Parametrization = Literal["weights", "softmax"]
+
+
+def gradnorm_targets(norms: Tensor, ratios: Tensor, *, alpha: float = 1.5) -> Tensor:
+    """(A,) norms to aim at: the mean norm times r^alpha, r the loss ratios L(t)/L(0) over their mean."""
+    mean = ratios.mean()
+    rates = ratios / mean if mean > 0 else torch.ones_like(ratios)
+    return norms.mean() * rates**alpha
+
+
+def gradnorm_update(
+    weights: Tensor,
+    lengths: Tensor,
+    ratios: Tensor,
+    *,
+    alpha: float = 1.5,
+    lr: float = 0.025,
+    parametrization: Parametrization = "weights",
+    minimum: float = 1e-6,
+) -> Tensor:
+    """One step of gradient descent on the weights, whose sum is kept.
+
+    Args:
+        weights: (A,) positive weights.
+        lengths: (A,) norms of the unweighted gradients.
+        ratios: (A,) losses over their initial values, at least 0.
+        alpha: exponent of the rates in the targets.
+        lr: of the descent.
+        parametrization: descend on the weights, or on v where weights = total * softmax(v).
+        minimum: floor of the weights before they are rescaled.
+
+    Returns:
+        (A,) the next step's weights.
+    """
+    norms = weights * lengths
+    gradient = torch.sign(norms - gradnorm_targets(norms, ratios, alpha=alpha)) * lengths
+    total = weights.sum()
+    if parametrization == "softmax":
+        slope = weights * (gradient - (gradient @ weights) / total)
+        return total * torch.softmax(weights.log() - lr * slope, 0)
+    updated = (weights - lr * gradient).clamp_min(minimum)
+    return updated * (total / updated.sum())
+
+
+class GradNorm(Weighting):
+    """GradNorm.
+
+        n_i = w_i |g_i|, target_i = mean(n) (R_i / mean R)^alpha with R_i = L_i(t) / L_i(0), held constant
+        w <- w - lr d/dw sum_i |n_i - target_i|, then rescaled to sum to T
+        the step itself uses the weights from before this update, w(t), as in the paper's algorithm 1
+
+    |g_i| is the norm of task i's gradient where `measure` says. Means and sums run over the active tasks:
+    their weights keep the sum they had, and those of the others are untouched. The status is degenerate
+    where all gradients, or all losses, are zero: the weights then stay as they are.
+
+    Args:
+        alpha: strength of the pull towards equal rates; 1.5 is the paper's on NYUv2.
+        lr: of the weights; 0.025 is the paper's.
+        parametrization: weights, or softmax (w = T softmax(v), descent on v: LibMTL).
+        initial: L_i(0) is the loss of the first_step in which task i has labels (the paper), or its mean
+            over the first_epoch, in which the weights stay equal (LibMTL).
+        measure: last_layer, the last shared layer (the paper), or parameters, all shared ones (LibMTL).
+        minimum: what no weight falls below in an update, before rescaling.
+
+    Raises:
+        ValueError: a wrong option; a negative loss, or one that is zero at first.
+
+    Paper: Chen, Badrinarayanan, Lee, Rabinovich 2018, arXiv:1711.02257.
+
+    Note:
+        The paper lets weights become negative where lr |g_i| exceeds w_i; here they stop at `minimum`.
+        It does not name the weights' optimizer: here it is plain SGD. LibMTL trains v with the model's
+        optimizer, weight decay included.
+    """
+
+    measure: Literal["parameters", "last_layer"] = "last_layer"
+    weights_sum = "T"
+    properties = frozenset({Property.PERMUTATION_EQUIVARIANT})
+
+    def __init__(
+        self,
+        *,
+        num_tasks: int,
+        seed: int,
+        tasks: Sequence[TaskSpec] | None = None,
+        alpha: float = 1.5,
+        lr: float = 0.025,
+        parametrization: Parametrization = "weights",
+        initial: Literal["first_step", "first_epoch"] = "first_step",
+        measure: Literal["last_layer", "parameters"] = "last_layer",
+        minimum: float = 1e-6,
+    ) -> None:
+        super().__init__(num_tasks=num_tasks, seed=seed, tasks=tasks)
+        number(alpha, option="alpha", least=0)
+        number(lr, option="lr", above=0)
+        number(minimum, option="minimum", above=0)
+        one_of(parametrization, ("weights", "softmax"), option="parametrization")
+        one_of(initial, ("first_step", "first_epoch"), option="initial")
+        one_of(measure, ("last_layer", "parameters"), option="measure")
+        self.alpha, self.lr, self.minimum = alpha, lr, minimum
+        self.parametrization, self.initial, self.measure = parametrization, initial, measure
+        self.names = [task.name for task in tasks] if tasks is not None else [str(i) for i in range(num_tasks)]
+        self.weights: Tensor
+        self.initial_losses: Tensor  # NaN until seen
+        self.register_buffer("weights", torch.ones(num_tasks, dtype=torch.float64))
+        self.register_buffer("initial_losses", torch.full((num_tasks,), torch.nan, dtype=torch.float64))
+
+    def forward(self, gramian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
+        index = slice(None) if active is None else active.to(self.weights.device)
+        weights = self.weights[index].clone()
+        current = losses.to(weights)
+        if self.initial == "first_step":
+            known = self.initial_losses[index]
+            self.initial_losses[index] = torch.where(known.isnan(), current, known)
+        first = self.initial_losses[index]
+        self.status = "solved"
+        if not first.isnan().any():
+            self._check(current, first, active)
+            lengths = gramian.diagonal(dim1=-2, dim2=-1).sum(0).sqrt().to(weights)
+            if lengths.any() and current.any():
+                self.weights[index] = gradnorm_update(
+                    weights,
+                    lengths,
+                    current / first,
+                    alpha=self.alpha,
+                    lr=self.lr,
+                    parametrization=self.parametrization,
+                    minimum=self.minimum,
+                )
+            else:
+                self.status = "degenerate"
+        return weights.to(gramian).expand(len(gramian), -1)
+
+    def end_epoch(self, mean_losses: Tensor) -> None:
+        if self.initial == "first_epoch":
+            means = mean_losses.to(self.initial_losses)
+            self.initial_losses.copy_(torch.where(self.initial_losses.isnan(), means, self.initial_losses))
+
+    def _check(self, current: Tensor, first: Tensor, active: Tensor | None) -> None:
+        bad = (current < 0) | (first <= 0)
+        if bad.any():
+            tasks = torch.arange(self.num_tasks, device=bad.device)
+            task = int(select(tasks, active)[bad][0])
+            raise ValueError(
+                f"GradNorm divides losses by their first values and needs them positive; task {self.names[task]!r} "
+                f"has {current[bad][0].item():.6g}, and {first[bad][0].item():.6g} at first. Use a loss bounded below "
+                "by 0, or another balancer."
+            )

@@ -1,0 +1,83 @@
+"""PCGrad: gradients projected off the gradients they conflict with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from mtlbench.balancing.base import TaskSpec, Weighting
+from mtlbench.balancing.checks import one_of
+from mtlbench.linalg import is_zero
+
+
+def pcgrad_weights(gramian: Tensor, *, generator: Generator | None) -> Tensor:
+    """Weights of the sum of the projected gradients.
+
+    Args:
+        gramian: (G, A, A) inner products; each group is projected by itself.
+        generator: draws the order of the projections, one for each task, shared by the groups; None: ascending.
+
+    Returns:
+        (G, A) float64 weights on `gramian`'s device.
+    """
+    size = gramian.shape[-1]
+    if generator is None:
+        order = np.tile(np.arange(size), (size, 1))
+    else:
+        order = torch.stack([torch.randperm(size, generator=generator) for _ in range(size)]).numpy()
+    products = gramian.detach().cpu().double().numpy()
+    squares = np.diagonal(products, axis1=-2, axis2=-1)
+    rows = np.arange(size)
+    # combined[:, i] are the weights of task i's projected gradient; all tasks take their next step at once.
+    combined = np.tile(np.eye(size), (len(products), 1, 1))
+    for others in order.T:
+        inner = np.einsum("gik,gik->gi", products[:, others], combined)
+        square = squares[:, others]
+        conflict = (inner < 0) & (others != rows) & (square > 0)
+        combined[:, rows, others] -= np.divide(inner, square, out=np.zeros_like(inner), where=conflict)
+    return torch.from_numpy(combined.sum(1)).to(gramian.device)
+
+
+class PCGrad(Weighting):
+    """Projecting conflicting gradients.
+
+        for each task i: p <- g_i; for the other tasks j in random order: if p.g_j < 0: p <- p - (p.g_j / |g_j|^2) g_j
+        d = sum_i p_i
+
+    Projections are on the original g_j, and on those of the active tasks alone. A zero gradient neither
+    changes nor is changed. The status is degenerate where d = 0 (two opposite gradients). The weights
+    sum to T or more. For three or more tasks d may still conflict with some.
+
+    Args:
+        order: random (the paper; from the balancer's own generator), or fixed: ascending.
+        groups: all, the whole gradient (the paper), or layer: each layer's part by itself, in one order.
+
+    Raises:
+        ValueError: a wrong option.
+
+    Paper: Yu, Kumar, Gupta, Levine, Hausman, Finn 2020, arXiv:2001.06782.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_tasks: int,
+        seed: int,
+        tasks: Sequence[TaskSpec] | None = None,
+        order: Literal["random", "fixed"] = "random",
+        groups: Literal["all", "layer"] = "all",
+    ) -> None:
+        super().__init__(num_tasks=num_tasks, seed=seed, tasks=tasks)
+        one_of(order, ("random", "fixed"), option="order")
+        one_of(groups, ("all", "layer"), option="groups")
+        self.order, self.groups = order, groups
+
+    def forward(self, gramian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
+        weights = pcgrad_weights(gramian, generator=self.generator if self.order == "random" else None).to(gramian)
+        zero = all(is_zero(group, row) for group, row in zip(gramian, weights, strict=True))
+        self.status = "degenerate" if zero else "solved"
+        return weights

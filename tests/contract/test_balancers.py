@@ -1,0 +1,344 @@
+"""What every balancer in conf/balancer promises. No method is named here: a new file is covered by being there."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from mtlbench.balancing.base import Aggregator, Balancer, Property, Scalarizer, TaskSpec, Weighting
+
+CONF = Path(__file__).parents[2] / "conf" / "balancer"
+NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
+SIZES = (1, 2, 3, 10, 40)
+KINDS = ("classification", "regression", "multilabel", "tagging")
+COLUMNS = 24
+
+
+def load(name: str) -> DictConfig:
+    """A file of conf/balancer over the one that its defaults list starts from."""
+    own = OmegaConf.load(CONF / f"{name}.yaml")
+    assert isinstance(own, DictConfig)
+    defaults = own.pop("defaults", [])
+    bases = [entry for entry in defaults if isinstance(entry, str) and entry != "_self_"]
+    merged = OmegaConf.merge(*[load(base) for base in bases], own)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def specs(size: int) -> list[TaskSpec]:
+    return [TaskSpec(f"task{index}", KINDS[index % len(KINDS)]) for index in range(size)]
+
+
+def build(name: str, size: int, *, seed: int = 0, tasks: Sequence[TaskSpec] | None = None) -> Balancer:
+    factory = instantiate(load(name), _partial_=True, _convert_="all")
+    balancer = factory(num_tasks=size, seed=seed, tasks=specs(size) if tasks is None else tasks)
+    assert isinstance(balancer, Scalarizer | Weighting | Aggregator)
+    return balancer
+
+
+class Step(NamedTuple):
+    direction: Tensor  # (P,)
+    weights: Tensor | None  # (G, A); None for an Aggregator
+
+
+def step(balancer: Balancer, jacobian: Tensor, losses: Tensor, active: Tensor | None = None) -> Step:
+    """What the engine makes of one step with the active tasks' gradients (A, P) and losses (A,)."""
+    before = jacobian.clone(), losses.clone()
+    for parameter in balancer.parameters():
+        parameter.grad = None
+    if isinstance(balancer, Scalarizer):
+        leaf = losses.clone().requires_grad_()
+        objective = balancer(leaf, active=active)
+        assert objective.shape == ()
+        assert objective.dtype == losses.dtype
+        objective.backward()
+        assert leaf.grad is not None
+        weights = leaf.grad.double()[None]
+        result = Step(weights[0] @ jacobian, weights)
+    elif isinstance(balancer, Weighting):
+        blocks = torch.tensor_split(jacobian, 1 if balancer.groups == "all" else 2, dim=1)
+        gramian = torch.stack([block @ block.T for block in blocks])
+        given = gramian.clone()
+        with torch.no_grad():
+            weights = balancer(gramian, losses, active=active)
+        assert torch.equal(gramian, given)
+        assert weights.shape == gramian.shape[:2]
+        assert weights.dtype == gramian.dtype
+        result = Step(torch.cat([row @ block for row, block in zip(weights, blocks, strict=True)]), weights)
+    else:
+        result = Step(balancer(jacobian, losses, active=active), None)
+    assert torch.equal(jacobian, before[0])
+    assert torch.equal(losses, before[1])
+    assert result.direction.isfinite().all()
+    assert result.weights is None or result.weights.isfinite().all()
+    assert balancer.status in ("solved", "degenerate")
+    with torch.no_grad():
+        for parameter in balancer.parameters():
+            if parameter.grad is not None:
+                assert parameter.grad.isfinite().all()
+                parameter.sub_(0.01 * parameter.grad)
+    if balancer.needs_after_step:
+        balancer.after_step(losses, 0.9 * losses)
+    return result
+
+
+def problem(size: int, *, seed: int = 0, columns: int = COLUMNS) -> tuple[Tensor, Tensor]:
+    """(T, P) gradients, linearly independent where P >= T, and (T,) positive losses."""
+    generator = torch.Generator().manual_seed(1000 * seed + size)
+    jacobian = torch.randn(size, columns, generator=generator, dtype=torch.float64)
+    return jacobian, torch.rand(size, generator=generator, dtype=torch.float64) + 0.5
+
+
+def sequence(balancer: Balancer, *, steps: int, start: int = 0, columns: int = COLUMNS) -> list[Step]:
+    """Steps with an epoch's end after each third."""
+    results = []
+    for index in range(start, start + steps):
+        jacobian, losses = problem(balancer.num_tasks, seed=index, columns=columns)
+        results.append(step(balancer, jacobian, losses))
+        if index % 3 == 2:
+            balancer.end_epoch(losses * (index + 1))
+    return results
+
+
+def same(left: Sequence[Step], right: Sequence[Step]) -> bool:
+    return all(torch.equal(a.direction, b.direction) for a, b in zip(left, right, strict=True))
+
+
+# ---------------------------------------------------------------- inputs
+
+
+def enough(name: str, size: int) -> int:
+    """`size`, or the least number of tasks that the class takes."""
+    balancer = get_class(load(name)._target_)
+    assert issubclass(balancer, Balancer)
+    return max(size, balancer.min_tasks)
+
+
+BUILT = {name: build(name, enough(name, 3)) for name in NAMES}
+NAME_AND_SIZE = [(name, size) for name in NAMES for size in SIZES if size >= BUILT[name].min_tasks]
+CLAIMS = [(name, claim) for name in NAMES for claim in sorted(BUILT[name].properties, key=str)]
+
+
+def awkward(size: int) -> dict[str, Tensor]:
+    """Gradients (T, P) that have no balanced direction, or hardly one."""
+    jacobian, _ = problem(size)
+    first = jacobian[:1]
+    signs = torch.tensor([(-1.0) ** index for index in range(size)], dtype=torch.float64)[:, None]
+    zero_row, all_zero = jacobian.clone(), torch.zeros_like(jacobian)
+    zero_row[-1] = 0
+    scales = torch.logspace(-10, 10, size, dtype=torch.float64)[:, None]
+    stationary = jacobian - jacobian.mean(0)
+    low_rank = jacobian[:, :2] @ torch.randn(2, COLUMNS, generator=torch.Generator().manual_seed(1)).double()
+    return {
+        "zero row": zero_row,
+        "all zero": all_zero,
+        "identical": first.repeat(size, 1),
+        "opposite": first * signs,
+        "opposite, other lengths": first * signs * torch.arange(1, size + 1)[:, None],
+        "stationary": stationary,
+        "rank 2": low_rank,
+        "badly scaled": jacobian * scales,
+        "badly scaled, rank 2": low_rank * scales,
+        "long": jacobian * 1e10,
+        "short": jacobian * 1e-10,
+    }
+
+
+def test_there_are_balancers() -> None:
+    assert len(NAMES) >= 8
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_file_says_all_and_only_the_defaults(name: str) -> None:
+    """First comment line: what it is. Every option is there, with the value the class has for it."""
+    lines = (CONF / f"{name}.yaml").read_text().splitlines()
+    assert lines[0].startswith("# ")
+    assert not lines[0].startswith("# paper:")
+    given: dict[str, Any] = OmegaConf.to_container(load(name))  # type: ignore[assignment]
+    options = inspect.signature(get_class(given.pop("_target_"))).parameters
+    assert set(given) == set(options) - {"num_tasks", "seed", "tasks"}
+    if "defaults" in OmegaConf.load(CONF / f"{name}.yaml"):
+        return  # a variant of another file may set its options otherwise
+    for key, value in given.items():
+        assert options[key].default in (value, inspect.Parameter.empty), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_number_of_tasks_is_checked(name: str) -> None:
+    few = BUILT[name].min_tasks - 1
+    with pytest.raises(ValueError, match=f"at least {few + 1} tasks"):
+        build(name, few)
+    with pytest.raises(ValueError, match="task specs"):
+        build(name, few + 1, tasks=specs(few + 2))
+
+
+@pytest.mark.parametrize(("name", "size"), NAME_AND_SIZE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_steps_are_finite(name: str, size: int, dtype: torch.dtype) -> None:
+    balancer = build(name, size)
+    for index in range(3):
+        jacobian, losses = problem(size, seed=index)
+        # A Weighting's Gramian and losses are float64 by contract, whatever the model's precision was.
+        losses = losses.to(dtype) if isinstance(balancer, Scalarizer) else losses.to(dtype).double()
+        jacobian = jacobian.to(dtype).double()
+        step(balancer, jacobian, losses)
+        balancer.end_epoch(losses.double())
+
+
+@pytest.mark.parametrize(("name", "size"), NAME_AND_SIZE)
+def test_awkward_gradients_have_finite_weights(name: str, size: int) -> None:
+    for jacobian in awkward(size).values():
+        balancer = build(name, size)
+        for index in range(4):
+            step(balancer, jacobian, problem(size, seed=index)[1])
+        # And it recovers.
+        step(balancer, *problem(size))
+        assert balancer.status == "solved" or size > COLUMNS  # those may be Pareto-stationary
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_sum_to_what_is_declared(name: str) -> None:
+    balancer = BUILT[name]
+    for size in SIZES:
+        if size >= balancer.min_tasks and balancer.weights_sum != "free":
+            expected = size if balancer.weights_sum == "T" else 1
+            for result in sequence(build(name, size), steps=10):
+                assert result.weights is not None
+                assert result.weights.sum(1).tolist() == pytest.approx([expected] * len(result.weights), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if isinstance(BUILT[name], Scalarizer)])
+def test_linear_means_that_weights_do_not_depend_on_the_losses(name: str) -> None:
+    size = enough(name, 3)
+    balancer = build(name, size)
+    sequence(balancer, steps=7)
+    assert isinstance(balancer, Scalarizer)
+    twin = copy.deepcopy(balancer)
+    jacobian, losses = problem(size)
+    _, others = problem(size, seed=1)
+    first, second = step(balancer, jacobian, losses).weights, step(twin, jacobian, others).weights
+    assert first is not None
+    assert second is not None
+    assert torch.equal(first, second) == balancer.linear
+
+
+# ---------------------------------------------------------------- what a class claims
+
+
+@pytest.mark.parametrize(("name", "claim"), CLAIMS, ids=lambda value: value if isinstance(value, str) else value.name)
+def test_claim(name: str, claim: Property) -> None:
+    sizes = [size for size in (2, 3, 10) if size >= BUILT[name].min_tasks]
+    for size, columns, seed in itertools.product(sizes, (4, COLUMNS), range(5)):
+        jacobian, losses = problem(size, seed=seed, columns=columns)
+        balancer = build(name, size)
+        if claim is Property.NON_CONFLICTING:
+            for rows in [jacobian, *awkward(size).values()]:
+                result = step(balancer, rows, losses)
+                lengths = rows.norm(dim=1)
+                scale = result.direction.norm() if result.weights is None else result.weights.abs().sum(0) @ lengths
+                # To the root of float64's precision: that is what a Gramian can tell from zero.
+                assert (rows @ result.direction >= -1e-7 * lengths * scale).all()
+        elif claim is Property.LOSS_SCALE_INVARIANT:
+            factors = torch.ones(size, dtype=torch.float64)
+            factors[seed % size] = 7.0
+            plain = step(balancer, jacobian, losses).direction
+            scaled = step(build(name, size), jacobian * factors[:, None], losses * factors).direction
+            assert torch.cosine_similarity(plain, scaled, dim=0) >= 1 - 1e-9
+        elif claim is Property.STATIONARY_ZERO:
+            positive = losses / losses.sum()
+            rows = jacobian - positive @ jacobian
+            direction = step(balancer, rows, losses).direction
+            assert direction.norm() <= 1e-6 * rows.norm(dim=1).max()
+        elif claim is Property.PERMUTATION_EQUIVARIANT:
+            order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+            twin = build(name, size, tasks=[specs(size)[index] for index in order.tolist()])
+            for later in range(3):
+                jacobian, losses = problem(size, seed=seed + later, columns=columns)
+                one, other = step(balancer, jacobian, losses), step(twin, jacobian[order], losses[order])
+                scale = jacobian.norm(dim=1).max()
+                assert torch.allclose(one.direction, other.direction, rtol=1e-9, atol=1e-7 * float(scale))
+                # Dependent gradients may have several weights of the same direction.
+                if one.weights is not None and other.weights is not None and columns >= size:
+                    assert torch.allclose(one.weights[:, order], other.weights, rtol=1e-7, atol=1e-9)
+                balancer.end_epoch(losses)
+                twin.end_epoch(losses[order])
+        else:
+            raise AssertionError(f"{claim} has no check.")
+
+
+# ---------------------------------------------------------------- some of the tasks
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inactive_tasks_are_left_alone(name: str) -> None:
+    size = enough(name, 3) + 2
+    balancer = build(name, size)
+    sequence(balancer, steps=4)
+    for active in (torch.arange(size)[torch.arange(size) != 1], torch.arange(2, size)):
+        inactive = torch.tensor([index for index in range(size) if index not in active.tolist()])
+        before = copy.deepcopy(balancer)
+        jacobian, losses = problem(size, seed=9)
+        result = step(balancer, jacobian[active], losses[active], active)
+        assert result.weights is None or result.weights.shape[1] == len(active)
+        old = dict([*before.named_buffers(), *before.named_parameters()])
+        for key, value in [*balancer.named_buffers(), *balancer.named_parameters()]:
+            if value.ndim and value.shape[-1] == size:
+                kept, now = old[key][..., inactive], value[..., inactive]
+                assert torch.equal(kept.nan_to_num(nan=-1), now.nan_to_num(nan=-1)), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_task_may_appear_late(name: str) -> None:
+    """First seen in the third step, without a mean in the first epochs."""
+    size = enough(name, 3) + 1
+    balancer = build(name, size)
+    early = torch.arange(size - 1)
+    for index in range(6):
+        jacobian, losses = problem(size, seed=index)
+        if index < 2:
+            step(balancer, jacobian[early], losses[early], early)
+        else:
+            step(balancer, jacobian, losses)
+        means = losses.clone()
+        means[-1] = means[-1] if index > 2 else torch.nan
+        balancer.end_epoch(means)
+
+
+# ---------------------------------------------------------------- state and random numbers
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_survives_a_restart(name: str) -> None:
+    size = enough(name, 3)
+    balancer = build(name, size, seed=1)
+    sequence(balancer, steps=8)
+    file = io.BytesIO()
+    torch.save(balancer.state_dict(), file)
+    file.seek(0)
+    fresh = build(name, size, seed=2)
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    assert same(sequence(balancer, steps=10, start=8), sequence(fresh, steps=10, start=8))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_seed_same_sequence(name: str) -> None:
+    """Whatever the global generator is at, which is left alone: it belongs to dropout and data."""
+    size = enough(name, 4)
+    torch.manual_seed(0)
+    first = sequence(build(name, size, seed=5), steps=10)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    second = sequence(build(name, size, seed=5), steps=10)
+    assert same(first, second)
+    assert torch.equal(torch.get_rng_state(), state)
