@@ -57,9 +57,13 @@ class Task(ABC):
     def head(self, features: int) -> nn.Module:
         """A fresh head on D features."""
 
+    def encode(self, targets: Tensor) -> Tensor:
+        """Targets in the form that the loss takes; done once for the training split."""
+        return targets
+
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | int]:
-        """() mean loss over the labelled elements, and their number. Without any, the loss is NaN."""
+        """() mean loss over the labelled elements of encoded targets, and their number; NaN without any."""
 
     @abstractmethod
     def metrics(self) -> dict[str, Metric]:
@@ -154,7 +158,10 @@ class Tagging(Classification):
 
 
 class Regression(Task):
-    """A number. Targets (B,) float32, NaN where missing. The loss is the squared error over the training variance."""
+    """A number. Targets (B,) float32, NaN where missing; the loss is the squared error over the training variance.
+
+    Outputs are standardised with the training targets' mean and standard deviation, predictions in target units.
+    """
 
     primary = "rmse"
     perfect: ClassVar[Mapping[str, float]] = {"rmse": 0.0, "mae": 0.0}
@@ -170,15 +177,18 @@ class Regression(Task):
     def labelled(targets: Tensor) -> Tensor:
         return ~targets.isnan()
 
+    def encode(self, targets: Tensor) -> Tensor:
+        return (targets - self.mean) / self.std
+
     def head(self, features: int) -> nn.Module:
-        return RegressionHead(features, mean=self.mean, std=self.std, **self.head_options)
+        return RegressionHead(features, **self.head_options)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | int]:
         if self.dense:
-            return F.mse_loss(outputs, targets) / self.std**2, len(targets)
+            return F.mse_loss(outputs, targets), len(targets)
         keep = self.labelled(targets)
         count = keep.sum()
-        return torch.where(keep, outputs - targets, 0).square().sum() / (count * self.std**2), count
+        return torch.where(keep, outputs - targets, 0).square().sum() / count, count
 
     def metrics(self) -> dict[str, Metric]:
         return {"rmse": tmr.MeanSquaredError(squared=False), "mae": tmr.MeanAbsoluteError()}
@@ -187,7 +197,7 @@ class Regression(Task):
         return torch.full_like(targets, self.mean)
 
     def predict(self, outputs: Tensor) -> Tensor:
-        return outputs
+        return outputs * self.std + self.mean
 
 
 class MultiLabel(Task):

@@ -99,6 +99,7 @@ def _run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     tasks = [_make_task(cfg, info, targets[info.dataset][name]) for name, info in data.tasks.items()]
     datamodule = MultiTaskDataModule(
         data,
+        tasks,
         instantiate(cfg.mixing, _partial_=True),
         batch_size=cfg.data.batch_size,
         eval_batch_size=cfg.data.eval_batch_size,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,14 @@ class Split:
         for names, table in self._tables:
             found.update(zip(names, table.unbind(1), strict=True))
         return {name: found[name] for name in self._order}
+
+    def encoded(self, encode: Mapping[str, Callable[[Tensor], Tensor]]) -> Split:
+        """The same rows with some tasks' (N, ...) targets mapped, once and for all."""
+        targets = {
+            name: target if isinstance(target, Ragged) or name not in encode else encode[name](target)
+            for name, target in self.targets.items()
+        }
+        return Split(self.inputs, targets=targets)
 
     def batch(self, indices: Tensor) -> Batch:
         """(B,) int64 -> {"inputs": {name: (B, ...)}, "targets": {task: (B,), (B, C) or (B, Lmax)}}."""

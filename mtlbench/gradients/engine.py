@@ -223,11 +223,13 @@ class GradientEngine:
         slope = torch.ones_like(batch.means) if slopes is None else slopes
         plain = None
         if self.normalize == "match_equal" and self.shared:
-            cotangents = _like(batch.losses, slope * factor)
-            plain = _norm(torch.autograd.grad(batch.losses, self.shared, cotangents, retain_graph=True, allow_unused=True))
+            cotangent = (slope * factor).to(batch.stacked)
+            plain = _norm(
+                torch.autograd.grad(batch.stacked, self.shared, cotangent, retain_graph=True, allow_unused=True)
+            )
         parameters = [*self.shared, *private]
-        cotangents = _like(batch.losses, weights[0].cpu() * slope * factor)
-        grads = torch.autograd.grad(batch.losses, parameters, cotangents, allow_unused=True)
+        cotangent = (weights[0].cpu() * slope * factor).to(batch.stacked)
+        grads = torch.autograd.grad(batch.stacked, parameters, cotangent, allow_unused=True)
         if plain is not None:
             ratio = _ratio(plain, _norm(grads[: len(self.shared)]))
             shared = [g if g is None else g * ratio for g in grads[: len(self.shared)]]
@@ -302,9 +304,7 @@ class GradientEngine:
             ]
             parameter.grad = sum(parts[1:], parts[0]) if parts else None
 
-    def _record(
-        self, active: list[int], means: Tensor, weights: Tensor | None, gram: Tensor | None
-    ) -> BalanceRecord:
+    def _record(self, active: list[int], means: Tensor, weights: Tensor | None, gram: Tensor | None) -> BalanceRecord:
         if len(active) < len(self.tasks):
             index, total = torch.tensor(active, dtype=torch.long), len(self.tasks)
             means = torch.full((total,), torch.nan, dtype=means.dtype).index_copy(0, index, means)
@@ -349,11 +349,6 @@ def _where(
     if not measured or not {id(p) for p in measured} <= {id(p) for p in shared}:
         raise ValueError(f"measure={type(measure).__name__} must own trainable parameters, all of them shared.")
     return measured
-
-
-def _like(losses: Sequence[Tensor], values: Tensor) -> list[Tensor]:
-    """One cotangent for each loss, in its dtype and on its device."""
-    return [torch.full_like(loss, value) for loss, value in zip(losses, values.tolist(), strict=True)]
 
 
 def _norm(grads: Sequence[Tensor | None]) -> Tensor:

@@ -16,12 +16,15 @@ class MicroBatch:
     Attributes:
         active: their indices, ascending.
         losses: their () losses, attached to the graph.
+        stacked: (A,) the same in one tensor, for one backward of all; one task's backward must start from its own
+            loss, or zeros would run through the networks of the others.
         means: (A,) the losses' values, float64 on the CPU.
         counts: (A,) labelled elements behind each, float64 on the CPU.
     """
 
     active: list[int]
     losses: list[Tensor]
+    stacked: Tensor
     means: Tensor
     counts: Tensor
 
@@ -55,8 +58,9 @@ def read(
     for (_, name), loss in zip(present, tensors, strict=True):
         if loss.ndim or not loss.requires_grad:
             raise ValueError(f"The loss of task {name!r} must be a scalar that requires grad, got {loss!r}.")
-    means = torch.tensor(_numbers(tensors), dtype=torch.float64)
-    return MicroBatch([index for index, _ in present], tensors, means, sizes)
+    stacked = torch.stack(tensors) if tensors else torch.empty(0)
+    means = stacked.detach().to("cpu", torch.float64)
+    return MicroBatch([index for index, _ in present], tensors, stacked, means, sizes)
 
 
 def _numbers(values: Sequence[Tensor | float]) -> list[float]:

@@ -43,7 +43,9 @@ def layer_groups(modules: Modules, shared: list[nn.Parameter]) -> list[int]:
     group_of: dict[int, int] = {}
     groups = 0
     for member in members(modules):
-        owners = [[member]] if isinstance(member, nn.Parameter) else [m.parameters(recurse=False) for m in member.modules()]
+        owners = (
+            [[member]] if isinstance(member, nn.Parameter) else [m.parameters(recurse=False) for m in member.modules()]
+        )
         for owner in owners:
             fresh = [p for p in owner if p.requires_grad and id(p) not in group_of]
             if fresh:

@@ -29,7 +29,8 @@ class TaskGradients(NamedTuple):
     def scaled(self, slopes: Tensor) -> TaskGradients:
         """The gradients with task i's multiplied by slopes[i]."""
         private = [
-            [g if g is None else g * slope for g in row] for row, slope in zip(self.private, slopes.tolist(), strict=True)
+            [g if g is None else g * slope for g in row]
+            for row, slope in zip(self.private, slopes.tolist(), strict=True)
         ]
         return self._replace(jacobian=self.jacobian * slopes.to(self.jacobian)[:, None], private=private)
 
@@ -66,7 +67,9 @@ class Rows:
         for position, (task, loss) in enumerate(zip(batch.active, batch.losses, strict=True)):
             last = position + 1 == len(batch.losses)
             cotangent = torch.full_like(loss, factor * counts[position].item())
-            grads = torch.autograd.grad(loss, self._inputs, cotangent, retain_graph=retain_graph or not last, allow_unused=True)
+            grads = torch.autograd.grad(
+                loss, self._inputs, cotangent, retain_graph=retain_graph or not last, allow_unused=True
+            )
             self._add_row(task, grads)
 
     def _add_row(self, task: int, grads: Sequence[Tensor | None]) -> None:
@@ -91,7 +94,9 @@ class Rows:
         counts = self._counts[active]
         if self._weigh:
             rows = rows / counts.to(rows)[:, None]
-            private = [[g if g is None else g / n for g in row] for row, n in zip(private, counts.tolist(), strict=True)]
+            private = [
+                [g if g is None else g / n for g in row] for row, n in zip(private, counts.tolist(), strict=True)
+            ]
         return TaskGradients(active, self._sums[active] / counts, rows, private)
 
     def columns(self, jacobian: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:

@@ -66,7 +66,7 @@ class Evaluation:
             output = outputs[name].float()
             predicted = task.predict(output)
             task.update(self.metrics[name], predicted, target)
-            loss, count = task.loss(output, target)
+            loss, count = task.loss(output, task.encode(target))
             if count > 0:
                 self._losses[name][0] += float(loss) * float(count)
                 self._losses[name][1] += float(count)

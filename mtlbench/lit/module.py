@@ -105,7 +105,7 @@ class MultiTaskModule(LightningModule):
         self._seed_forward(batch_idx)
         outputs = self.model(
             {dataset: part["inputs"] for dataset, part in batch.items()},
-            tasks=[name for name in self.tasks if name not in self.stopped],
+            tasks=self.tasks.keys() - self.stopped if self.stopped else None,
         )
         losses: dict[str, Tensor] = {}
         counts: dict[str, Tensor | float] = {}
@@ -167,6 +167,9 @@ class MultiTaskModule(LightningModule):
             self.balancer.end_epoch(self.means.losses())
         if self._log_every and self.trainer.loggers and self.trainer.global_step % self._log_every == 0:
             self._log_step()
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Nothing to do: the engine replaces every `.grad`, and sums micro-batches by itself."""
 
     @torch.no_grad()
     def _losses_again(self) -> Tensor:

@@ -49,7 +49,11 @@ def select(
         per_task[0].restore(module)
         val = _validate(trainer, module, datamodule)
         tasks = {
-            name: {"monitor": f"val/{name}/{task.primary}", **per_task[0].best[name]}
+            name: {
+                "monitor": f"val/{name}/{task.primary}",
+                "mode": "max" if task.higher_is_better(task.primary) else "min",
+                **per_task[0].best[name],
+            }
             for name, task in module.tasks.items()
         }
         return {"tasks": tasks, "monitor": "val/score", "mode": "max", "value": val["score"]}, val

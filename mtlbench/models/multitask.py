@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -48,7 +48,9 @@ class MultiTaskModel(nn.Module):
             with seeded(seed, f"head/{task.name}"):
                 self.heads[task.name] = task.head(self.sharing.features)
 
-    def forward(self, inputs: Mapping[str, dict[str, Tensor]], tasks: Sequence[str] | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, inputs: Mapping[str, dict[str, Tensor]], tasks: Collection[str] | None = None
+    ) -> dict[str, Tensor]:
         """Outputs of the heads.
 
         Args:

@@ -78,7 +78,9 @@ class Problem:
         self.heads = nn.ModuleDict({name: nn.Linear(4, 1) for name in TASKS}).double()
         self.x, self.y = torch.randn(12, 6).double(), torch.randn(12, 3).double() + 2
 
-    def losses(self, rows: slice = slice(None), mask: Tensor | None = None) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def losses(
+        self, rows: slice = slice(None), mask: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
         z = self.encoder(self.x[rows])
         losses, counts = {}, {}
         for i, name in enumerate(TASKS):
@@ -302,7 +304,7 @@ def test_gramian_is_exact_in_float32() -> None:
     [
         ("3 tasks", lambda p: GradientEngine(p.encoder, Sum(num_tasks=3, seed=0), tasks=["a", "b"])),
         ("3 tasks", lambda p: GradientEngine(p.encoder, Sum(num_tasks=3, seed=0), tasks=["a", "b", "b"])),
-        ("as shared and as private", lambda p: engine_for(p, Sum, **{}) and GradientEngine(
+        ("as shared and as private", lambda p: GradientEngine(
             p.encoder, Sum(num_tasks=3, seed=0), tasks=TASKS, private=p.encoder[0])),
         ("none that train", lambda p: GradientEngine([], Inverse(num_tasks=3, seed=0), tasks=TASKS)),
         ("raw|weighted", lambda p: engine_for(p, Inverse, heads="none")),

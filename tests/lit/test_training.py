@@ -205,5 +205,3 @@ def test_tensorboard(run: Run) -> None:
     assert {"val/score", "val/left/accuracy", "weight/left", "train/loss/right", "step/loss/left"} <= tags
     assert [point.step for point in events.Scalars("step/loss/left")] == list(range(6))
     assert events.Scalars("test/score")[-1].value == pytest.approx(summary["test"]["score"])
-
-

@@ -1,0 +1,56 @@
+"""A run killed outright, and started again by the same command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from mtlbench.results.records import read_summary
+from tests.conftest import TINY
+
+OVERRIDES = [
+    *TINY,
+    "balancer=pcgrad",
+    "encoder.dropout=0.2",
+    "trainer.max_epochs=40",
+    "callbacks.last.every_n_train_steps=2",
+    "callbacks.last.every_n_epochs=null",
+    "scheduler=cosine",
+]
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "mtlbench", "train", *OVERRIDES, f"hydra.run.dir={folder}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def test_kill_minus_nine_and_the_same_command_again(tmp_path: Path) -> None:
+    victim = start(tmp_path / "killed")
+    checkpoint = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and victim.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.5)  # somewhere in the middle
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert read_summary(tmp_path / "killed")["status"] == "running"
+    step = torch.load(checkpoint, weights_only=True)["global_step"]
+    assert 0 < step < 120
+
+    whole = start(tmp_path / "whole")
+    resumed = start(tmp_path / "killed")
+    for process in (whole, resumed):
+        _, error = process.communicate()
+        assert process.returncode == 0, error.decode()
+    assert "Going on from" in (tmp_path / "killed" / "train.log").read_text()
+    assert read_summary(tmp_path / "killed")["test"] == read_summary(tmp_path / "whole")["test"]
+    a, b = (pd.read_csv(tmp_path / name / "metrics.csv").drop(columns="seconds") for name in ("whole", "killed"))
+    pd.testing.assert_frame_equal(a, b, check_exact=True)
