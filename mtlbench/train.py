@@ -25,7 +25,7 @@ from mtlbench.lit.callbacks import Recorder
 from mtlbench.lit.datamodule import MultiTaskDataModule
 from mtlbench.lit.evaluation import whole
 from mtlbench.lit.module import MultiTaskModule
-from mtlbench.lit.selection import check_selection, quiet, select
+from mtlbench.lit.selection import check_checkpoint, check_selection, quiet, select
 from mtlbench.models.encoders.base import Encoder
 from mtlbench.models.multitask import MultiTaskModel
 from mtlbench.models.sharing.independent import Independent
@@ -113,6 +113,7 @@ def _run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     checkpoint = run_dir / "checkpoints" / "last.ckpt"
     resume = cfg.resume and checkpoint.exists()
     if resume:
+        check_checkpoint(checkpoint, module)
         log.info("Going on from %s.", checkpoint)
     trainer.fit(module, datamodule, ckpt_path=str(checkpoint) if resume else None, weights_only=True)
     selected, val = select(trainer, module, datamodule)

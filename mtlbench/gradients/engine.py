@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -11,29 +11,11 @@ from torch import Tensor, nn
 
 from mtlbench.balancing.base import Aggregator, Balancer, Scalarizer, Weighting
 from mtlbench.gradients import partition
-from mtlbench.gradients.last_layer import LastLayer
+from mtlbench.gradients.last_layer import LastLayer, where
 from mtlbench.gradients.losses import MicroBatch, read
 from mtlbench.gradients.partition import Modules
+from mtlbench.gradients.record import BalanceRecord, expand
 from mtlbench.gradients.rows import Rows, TaskGradients, combine, gramian
-
-
-class BalanceRecord(NamedTuple):
-    """What one balanced step did.
-
-    Attributes:
-        losses: (T,) mean losses over all labelled elements of the step, float64; NaN for a task without any.
-        weights: (G, T) the weights of the task gradients, float64, 0 for a task without labels; None for an
-            Aggregator and for a skipped step.
-        gramian: (G, T, T) float64 inner products of the task gradients, 0 for a task without labels;
-            None where the balancer did not need them.
-        status: solved; degenerate (the balancer's declared result for an input without a balanced
-            direction); or skipped (non-finite under a loss scaler, or no task had a label).
-    """
-
-    losses: Tensor
-    weights: Tensor | None
-    gramian: Tensor | None
-    status: Literal["solved", "degenerate", "skipped"]
 
 
 class GradientEngine:
@@ -98,7 +80,7 @@ class GradientEngine:
         # Where a Weighting measures: None is all shared parameters.
         self._measured: Sequence[nn.Parameter] | LastLayer | None = None
         if isinstance(balancer, Weighting):
-            self._measured = _where(shared, self.shared, balancer.measure if measure is None else measure)
+            self._measured = where(shared, self.shared, balancer.measure if measure is None else measure)
             if by_layer and self._measured is not None:
                 raise ValueError(f"{name} weighs each layer by itself and so needs measure='parameters'.")
         elif measure is not None:
@@ -263,8 +245,11 @@ class GradientEngine:
         return losses.detach().cpu(), slopes.cpu()
 
     def _call_weighting(self, gram: Tensor, losses: Tensor, active: list[int]) -> Tensor:
-        with torch.no_grad():
-            weights = self.balancer(gram, losses.to(gram.device), active=self._subset(active, gram.device))
+        try:
+            with torch.no_grad():
+                weights = self.balancer(gram, losses.to(gram.device), active=self._subset(active, gram.device))
+        except RuntimeError as error:  # an unsolved problem: say whose and when
+            raise RuntimeError(f"{type(self.balancer).__name__} at step {self.step}: {error}") from error
         if weights.shape != gram.shape[:2]:
             expected, name = tuple(gram.shape[:2]), type(self.balancer).__name__
             raise RuntimeError(f"{name} returned weights of shape {tuple(weights.shape)}, expected {expected}.")
@@ -305,14 +290,7 @@ class GradientEngine:
             parameter.grad = sum(parts[1:], parts[0]) if parts else None
 
     def _record(self, active: list[int], means: Tensor, weights: Tensor | None, gram: Tensor | None) -> BalanceRecord:
-        if len(active) < len(self.tasks):
-            index, total = torch.tensor(active, dtype=torch.long), len(self.tasks)
-            means = torch.full((total,), torch.nan, dtype=means.dtype).index_copy(0, index, means)
-            if weights is not None:
-                weights = _scatter(weights, index, 1, total)
-            if gram is not None:
-                gram = _scatter(_scatter(gram, index, 1, total), index, 2, total)
-        return BalanceRecord(means, weights, gram, self.balancer.status)
+        return expand(BalanceRecord(means, weights, gram, self.balancer.status), active, len(self.tasks))
 
     def _skip(self, active: list[int], means: Tensor) -> BalanceRecord:
         """No balanced step: gradients are None where no task had a label, NaN where a number was not finite."""
@@ -336,21 +314,6 @@ class GradientEngine:
         )
 
 
-def _where(
-    modules: Modules, shared: list[nn.Parameter], measure: Literal["parameters", "last_layer"] | nn.Module
-) -> Sequence[nn.Parameter] | LastLayer | None:
-    if measure == "parameters":
-        return None
-    if measure == "last_layer":
-        return LastLayer(modules)
-    if not isinstance(measure, nn.Module):
-        raise ValueError(f"measure is parameters, last_layer or a shared module; got {measure!r}.")
-    measured = partition.parameters(measure)
-    if not measured or not {id(p) for p in measured} <= {id(p) for p in shared}:
-        raise ValueError(f"measure={type(measure).__name__} must own trainable parameters, all of them shared.")
-    return measured
-
-
 def _norm(grads: Sequence[Tensor | None]) -> Tensor:
     return torch.stack([g.norm() for g in grads if g is not None]).norm()
 
@@ -358,8 +321,3 @@ def _norm(grads: Sequence[Tensor | None]) -> Tensor:
 def _ratio(target: Tensor, norm: Tensor) -> float:
     """What rescales `norm` to `target`; a zero direction stays zero."""
     return float(target / norm) if norm > 0 else 1.0
-
-
-def _scatter(values: Tensor, index: Tensor, dim: int, total: int) -> Tensor:
-    shape = [total if d == dim else n for d, n in enumerate(values.shape)]
-    return values.new_zeros(shape).index_copy(dim, index.to(values.device), values)

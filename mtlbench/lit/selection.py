@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +34,27 @@ def check_selection(trainer: Trainer, module: MultiTaskModule) -> None:
         raise ValueError(
             f"Independent networks are selected task by task: expected one PerTaskSelection, got {len(per_task)}. "
             "callbacks=independent has it."
+        )
+
+
+def check_checkpoint(path: Path, module: MultiTaskModule) -> None:
+    """Refuses a checkpoint that can't be gone on from.
+
+    Raises:
+        ValueError: the file is damaged, or of another model.
+    """
+    try:
+        found = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
+    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is no checkpoint that can be read ({error}). Delete it to start anew.") from error
+    own = {name: getattr(value, "shape", None) for name, value in module.state_dict().items()}
+    theirs = {name: getattr(value, "shape", None) for name, value in found.items()}
+    differing = [name for name in own | theirs if own.get(name, "none") != theirs.get(name, "none")]
+    if differing:
+        name = differing[0]
+        raise ValueError(
+            f"{path} is of another model: {len(differing)} entries differ, first {name} (here {own.get(name)}, there "
+            f"{theirs.get(name)}). Choose another run directory, or delete the checkpoint to start anew."
         )
 
 

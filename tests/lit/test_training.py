@@ -170,6 +170,18 @@ def test_a_failed_run_says_why(run: Run, tmp_path: Path) -> None:
     assert summary["error"].startswith("FloatingPointError: Non-finite loss of task")
 
 
+def test_a_checkpoint_of_another_model_is_refused(run: Run, tmp_path: Path) -> None:
+    other, _ = run("other", "encoder.features=20", "trainer.max_epochs=1")
+    mine = tmp_path / "mine" / "checkpoints"
+    mine.mkdir(parents=True)
+    (mine / "last.ckpt").write_bytes((other / "checkpoints" / "last.ckpt").read_bytes())
+    with pytest.raises(ValueError, match="of another model: .* entries differ"):
+        run("mine")
+    (mine / "last.ckpt").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="no checkpoint that can be read"):
+        run("mine")
+
+
 def test_bf16(run: Run) -> None:
     _, summary = run("a", "trainer.precision=bf16-mixed", "balancer=mgda")
     assert summary["status"] == "finished"
@@ -191,7 +203,10 @@ def test_wandb_makes_one_run_of_each_job(run: Run, tmp_path: Path, monkeypatch: 
     dirs = [run(name, "logger=wandb", f"seed={seed}", "trainer.max_epochs=1")[0] for seed, name in enumerate("ab")]
     for run_dir in dirs:
         (folder,) = (run_dir / "wandb").glob("offline-run-*")
-        assert list(folder.glob("run-*.wandb"))
+        (history,) = folder.glob("run-*.wandb")
+        content = history.read_bytes()
+        for text in (b"multidigits/equal", b"val/left/accuracy", b"weight/right", b"val/score", b"batch_size"):
+            assert text in content
 
 
 def test_tensorboard(run: Run) -> None:
