@@ -226,7 +226,7 @@ def _make_trainer(cfg: DictConfig, run_dir: Path, recorder: Recorder) -> Any:
     for name, node in cfg.callbacks.items():
         if node is None or (name == "progress" and not cfg.trainer.enable_progress_bar):
             continue
-        extra = {"dirpath": str(run_dir / "checkpoints")} if node._target_.endswith(".ModelCheckpoint") else {}
+        extra = {"dirpath": str(run_dir / "checkpoints")} if node._target_.endswith("Checkpoint") else {}
         callbacks.append(instantiate(node, **extra))
     loggers = []
     for name, node in cfg.logger.items():

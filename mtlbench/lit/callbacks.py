@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 from torch import Tensor
 
 from mtlbench.lit.module import MultiTaskModule
@@ -70,6 +70,35 @@ class Recorder(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self.examples = list(state_dict["rows"]), state_dict["examples"]
         self.seconds = state_dict["seconds"]
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps `last.ckpt`, from which a killed run goes on: after every epoch, and every so many steps inside it.
+
+    Never after an epoch's last step but before its end: from there Lightning goes on with the next epoch, and the
+    validation in between would be lost.
+
+    Args:
+        dirpath: the folder of the run's checkpoints.
+        every_n_steps: optimizer steps between checkpoints inside an epoch; None: none there.
+    """
+
+    def __init__(self, *, dirpath: str, every_n_steps: int | None = None) -> None:
+        self.path = Path(dirpath) / "last.ckpt"
+        self.every_n_steps = every_n_steps
+        self._saved = 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        # Between the micro-batches of a step the count stands still.
+        if self.every_n_steps and step % self.every_n_steps == 0 and step != self._saved and not trainer.is_last_batch:
+            self._saved = step
+            trainer.save_checkpoint(self.path)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.save_checkpoint(self.path)
 
 
 class PerTaskSelection(Callback):

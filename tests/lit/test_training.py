@@ -84,7 +84,7 @@ def test_killed_and_resumed_equals_uninterrupted(
 ) -> None:
     overrides = (
         f"balancer={balancer}", "encoder.dropout=0.2", "head.dropout=0.2", "trainer.max_epochs=4",
-        "callbacks.last.every_n_train_steps=2", "callbacks.last.every_n_epochs=null", "scheduler=cosine",
+        "callbacks.last.every_n_steps=2", "scheduler=cosine",
         "trainer.gradient_clip_val=1.0",
     )  # fmt: skip
     whole, reference = run("whole", *overrides)
@@ -115,8 +115,8 @@ def test_killed_and_resumed_equals_uninterrupted(
 
 def test_independent_equals_separate_runs_to_the_bit(run: Run) -> None:
     shared = (
-        "balancer=independent", "trainer.max_epochs=8", "trainer.gradient_clip_val=0.1", "callbacks.per_task.patience=1",
-        "optimizer.lr=0.01", "scheduler=cosine",
+        "balancer=independent", "trainer.max_epochs=8", "trainer.gradient_clip_val=0.1",
+        "callbacks.per_task.patience=1", "optimizer.lr=0.01", "scheduler=cosine",
     )  # fmt: skip
     _, together = run("together", *shared)
     stopped_at = []
@@ -163,7 +163,7 @@ def test_losses_may_be_scaled_by_their_initial_values(run: Run) -> None:
 
 
 def test_a_failed_run_says_why(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match="Non-finite loss of task .* at step"):
+    with pytest.raises(FloatingPointError, match=r"Non-finite loss of task .* at step"):
         run("a", "optimizer=sgd", "optimizer.lr=1e30")
     summary = read_summary(tmp_path / "a")
     assert summary["status"] == "failed"
@@ -175,7 +175,7 @@ def test_a_checkpoint_of_another_model_is_refused(run: Run, tmp_path: Path) -> N
     mine = tmp_path / "mine" / "checkpoints"
     mine.mkdir(parents=True)
     (mine / "last.ckpt").write_bytes((other / "checkpoints" / "last.ckpt").read_bytes())
-    with pytest.raises(ValueError, match="of another model: .* entries differ"):
+    with pytest.raises(ValueError, match=r"of another model: .* entries differ"):
         run("mine")
     (mine / "last.ckpt").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="no checkpoint that can be read"):

@@ -13,10 +13,8 @@ from mtlbench.tasks import Regression
 
 
 def model(sharing: type, *names: str, seed: int = 0) -> MultiTaskModel:
-    tasks = [
-        Regression(TaskInfo(name=n, type="regression", dataset="d", num_outputs=1), torch.arange(4.0), head_options={"pooling": "first"})
-        for n in names
-    ]  # fmt: skip
+    infos = [TaskInfo(name=name, type="regression", dataset="d", num_outputs=1) for name in names]
+    tasks = [Regression(info, torch.arange(4.0), head_options={"pooling": "first"}) for info in infos]
     return MultiTaskModel(sharing, lambda: mlp(spec=InputSpec(type="vector", shape=(3,)), hidden=[4]), tasks, seed=seed)
 
 

@@ -1,0 +1,218 @@
+"""Checks a composed config before anything heavy is imported. Hydra has refused unknown keys and groups by then.
+
+Hydra takes any value for a key. Two things are therefore checked here: `check_types` compares with the defaults (where
+the YAML has a number, a number must be given), and `check` knows the keys whose values have a range, and the
+combinations that make no sense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from mtlbench.data.names import choose, nearest
+
+
+class ConfigError(ValueError):
+    """The configuration is wrong; the message says where and how to mend it."""
+
+
+# key -> (type, smallest value, whether null is allowed). A key that a trainer or optimizer lacks is not checked.
+NUMBERS: dict[str, tuple[type, float | None, bool]] = {
+    "seed": (int, 0, False),
+    "data.batch_size": (int, 1, False),
+    "data.eval_batch_size": (int, 1, True),
+    "data.num_workers": (int, 0, False),
+    "data.max_length": (int, 1, True),
+    "trainer.max_epochs": (int, -1, True),
+    "trainer.min_epochs": (int, 0, True),
+    "trainer.max_steps": (int, -1, False),
+    "trainer.min_steps": (int, 0, True),
+    "trainer.accumulate_grad_batches": (int, 1, False),
+    "trainer.gradient_clip_val": (float, 0, True),
+    "trainer.check_val_every_n_epoch": (int, 1, True),
+    "trainer.log_every_n_steps": (int, 0, True),
+    "trainer.limit_train_batches": (float, 0, True),
+    "trainer.limit_val_batches": (float, 0, True),
+    "trainer.limit_test_batches": (float, 0, True),
+    "trainer.overfit_batches": (float, 0, True),
+    "trainer.num_sanity_val_steps": (int, -1, True),
+    "trainer.num_nodes": (int, 1, False),
+    "optimizer.lr": (float, 0, False),
+    "optimizer.weight_decay": (float, 0, False),
+    "scheduler.warmup": (float, 0, False),
+    "head.dropout": (float, 0, False),
+    "threads": (int, 1, True),
+}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "head.pooling": ("first", "mean", "max", "last"),
+    "loss_scale": ("none", "initial"),
+    "engine.heads": ("raw", "weighted"),
+    "engine.normalize": ("none", "match_equal"),
+    "selection.mode": ("max", "min"),
+    "trainer.gradient_clip_algorithm": ("norm", "value"),
+}
+# What Trainer takes in several types.
+SEVERAL_TYPES = {
+    "trainer.devices",
+    "trainer.strategy",
+    "trainer.deterministic",
+    "trainer.precision",
+    "trainer.fast_dev_run",
+}
+NAMES = {int: "a whole number", float: "a number", bool: "true or false", list: "a list", dict: "a mapping"}
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuses values out of range, unknown tasks, and combinations that are not there yet.
+
+    Raises:
+        ConfigError: naming the key, what was expected and what came.
+    """
+    _resolvable(cfg)
+    for key, (kind, smallest, optional) in NUMBERS.items():
+        _number(cfg, key, kind=kind, smallest=smallest, optional=optional)
+    for key, choices in CHOICES.items():
+        value = OmegaConf.select(cfg, key)
+        if value is not None and value not in choices:
+            raise ConfigError(f"{key}={value}: {nearest(str(value), choices)}")
+    _tasks(cfg)
+    _combinations(cfg)
+
+
+def check_types(given: Any, defaults: Any, *, key: str = "") -> None:
+    """Compares a config with the same choice of groups without overrides of single values.
+
+    null may stand for anything, a whole number for any number; text that interpolates is known only later.
+
+    Args:
+        given: the composed config as plain containers, not resolved.
+        defaults: the same without value overrides.
+        key: where in the config the two stand.
+
+    Raises:
+        ConfigError: a value is of another type than its default.
+    """
+    if given is None or defaults is None or key in SEVERAL_TYPES or _interpolates(given) or _interpolates(defaults):
+        return
+    if isinstance(given, dict) and isinstance(defaults, dict):
+        for name in given.keys() & defaults.keys():
+            check_types(given[name], defaults[name], key=f"{key}.{name}" if key else str(name))
+        return
+    expected = float if type(defaults) is int and type(given) is float else type(defaults)
+    # Text takes numbers too: 16 and "16-mixed" are both a precision.
+    fits = isinstance(given, (str, int, float)) if expected is str else isinstance(given, _accepted(expected))
+    if not fits or (expected in (int, float) and isinstance(given, bool)):
+        raise ConfigError(
+            f"{key}={_show(given)}: expected {NAMES.get(expected, 'text')} as in the default, {key}={_show(defaults)}."
+        )
+
+
+def _accepted(expected: type) -> tuple[type, ...]:
+    return (int, float) if expected is float else (expected,)
+
+
+def _interpolates(value: Any) -> bool:
+    return isinstance(value, str) and "${" in value
+
+
+def _show(value: Any) -> str:
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
+
+
+def _number(cfg: DictConfig, key: str, *, kind: type, smallest: float | None, optional: bool) -> None:
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    if not isinstance(node, DictConfig) or name not in node:
+        return
+    value = OmegaConf.select(cfg, key)
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int):
+        raise ConfigError(f"{key}={'null' if value is None else _show(value)}: expected {NAMES[kind]}.")
+    if smallest is not None and not value >= smallest:
+        raise ConfigError(f"{key}={value}: expected {NAMES[kind]} of at least {smallest}.")
+
+
+def _tasks(cfg: DictConfig) -> None:
+    """The names of tasks, where they are chosen and where they are referred to."""
+    declared = OmegaConf.select(cfg, "benchmark.tasks")
+    if not isinstance(declared, DictConfig):
+        raise ConfigError("No benchmark is chosen: give benchmark=NAME. `mtlbench list benchmarks` shows them.")
+    tasks: Mapping[str, Any] = OmegaConf.to_container(declared, resolve=True)  # type: ignore[assignment]
+    chosen = OmegaConf.select(cfg, "tasks")
+    if isinstance(chosen, str):
+        raise ConfigError(f"tasks={chosen}: expected a list: tasks=[{chosen}]")
+    try:
+        names = choose(tasks, None if chosen is None else [str(name) for name in chosen])
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    head_lr = OmegaConf.select(cfg, "head_lr")
+    if isinstance(head_lr, str):
+        raise ConfigError(
+            f"head_lr={head_lr}: expected a number, or numbers by task: head_lr={{{next(iter(names))}: 0.01}}"
+        )
+    for name in head_lr if isinstance(head_lr, DictConfig) else ():
+        if name not in names:
+            raise ConfigError(f"head_lr names the task '{name!s}'. {nearest(str(name), names)}")
+    monitor = str(OmegaConf.select(cfg, "selection.monitor", default="val/score"))
+    known = [
+        f"val/{name}" for name in ("score", "loss", *names, *OmegaConf.select(cfg, "benchmark.datasets", default=()))
+    ]
+    if "/".join(monitor.split("/")[:2]) not in known:
+        raise ConfigError(f"selection.monitor={monitor}. {nearest(monitor, known)} A metric follows the task's name.")
+
+
+def _combinations(cfg: DictConfig) -> None:
+    devices = OmegaConf.select(cfg, "trainer.devices")
+    if not (devices in (1, "1") or (isinstance(devices, ListConfig) and len(devices) == 1)):
+        raise ConfigError(
+            f"trainer.devices={devices}: training on several devices is not there yet; a "
+            "balancer must see the global task gradients, and per-device balancing would silently be another method. "
+            "Use trainer.devices=1."
+        )
+    if OmegaConf.select(cfg, "trainer.num_nodes") not in (None, 1):
+        raise ConfigError("trainer.num_nodes: training on several nodes is not there yet. Use trainer.num_nodes=1.")
+    strategy = OmegaConf.select(cfg, "trainer.strategy")
+    if strategy not in (None, "auto", "single_device"):
+        raise ConfigError(
+            f"trainer.strategy={strategy}: only auto is there yet; other strategies run their "
+            "own backward pass, past the balancer."
+        )
+    sharing, balancer = (str(OmegaConf.select(cfg, f"{group}._target_")) for group in ("sharing", "balancer"))
+    if sharing.endswith(".Independent") and not balancer.endswith(".Equal"):
+        raise ConfigError(
+            f"sharing=independent with {balancer}: tasks that share nothing have nothing to balance. "
+            "Use balancer=independent, the single-task baselines, or another sharing."
+        )
+
+
+def _resolvable(cfg: DictConfig) -> None:
+    """Refuses values that must be given and were not, and interpolations that lead nowhere."""
+    missing: list[str] = []
+    broken: list[str] = []
+
+    def walk(node: DictConfig | ListConfig, path: str) -> None:
+        names: list[Any] = list(node) if isinstance(node, DictConfig) else list(range(len(node)))
+        for name in names:
+            key = f"{path}.{name}" if path else str(name)
+            try:
+                value = node[name]
+            except MissingMandatoryValue:
+                missing.append(key)
+            except OmegaConfBaseException as error:
+                # Hydra's own node is there only once the job runs.
+                if "HydraConfig was not set" not in str(error):
+                    broken.append(f"{key} cannot be resolved: {str(error).splitlines()[0]}")
+            else:
+                if isinstance(value, DictConfig | ListConfig):
+                    walk(value, key)
+
+    walk(cfg, "")
+    if missing:  # first, for others may refer to it
+        raise ConfigError(f"no value for {', '.join(missing)}: give {missing[0]}=...")
+    if broken:
+        raise ConfigError("\n".join(broken))

@@ -1,0 +1,1 @@
+"""Starting runs: one, or a sweep of many."""

@@ -1,0 +1,111 @@
+"""`mtlbench train`: a Hydra app whose errors are short, and whose sweeps outlive a failing job."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mtlbench.check import ConfigError
+from mtlbench.confdir import conf_dir
+from mtlbench.launch.callbacks import Refused, failures
+from mtlbench.launch.compose import check_job, overrides
+from mtlbench.launch.errors import CONFIG_ERRORS, JobError, explain
+
+log = logging.getLogger(__name__)
+# conf/hydra/ sends it to the run's train.log alone.
+traceback_log = logging.getLogger("mtlbench.traceback")
+# What a user can mend. Everything else is shown with its type, for it may be a bug.
+USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException)
+
+
+def folder_name(text: str, *, longest: int = 150) -> str:
+    """A job's overrides as the name of one folder: no slashes, and short enough for a file system."""
+    name = text.replace("/", "_") or "defaults"
+    return name if len(name) <= longest else f"{name[:longest]}-{hashlib.sha1(text.encode()).hexdigest()[:8]}"
+
+
+# At import, so that launchers which start jobs in other processes have it there too.
+OmegaConf.register_new_resolver("mtlbench_folder", folder_name, replace=True)
+
+
+def job(cfg: DictConfig) -> float:
+    """One run: what Hydra calls for each job, after composing its config.
+
+    Returns:
+        What sweepers optimise: the value of the selection rule.
+
+    Raises:
+        JobError: the run failed. Its traceback is in the run's log. Never SystemExit, which would end a sweep.
+    """
+    context = HydraConfig.get()
+    run_dir = Path(context.runtime.output_dir)
+    try:
+        check_job(cfg, context=context)  # again, for sweepers other than the basic one choose jobs as they go
+        from mtlbench.train import train
+
+        method = context.runtime.choices.get("balancer")
+        value = train(cfg, method=method, run_dir=run_dir, overrides=overrides(context, of="task"))
+        log.info("%s %.4f, in %s", cfg.selection.monitor, value, os.path.relpath(run_dir))
+        return value
+    except ConfigError as error:
+        raise JobError(str(error), config=True) from error
+    except Exception as error:
+        traceback_log.exception("The run failed.")
+        text = explain(error) if isinstance(error, USER_ERRORS) else f"{type(error).__name__}: {error}"
+        raise JobError(f"{text}\nTraceback: {os.path.relpath(run_dir / 'train.log')}") from error
+    except SystemExit as error:
+        # Lightning turns Ctrl-C into sys.exit; a sweep must stop at Ctrl-C, and at nothing else.
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise JobError(f"The run left by sys.exit({error.code}).") from error
+
+
+def train(arguments: list[str]) -> int:
+    """Runs the Hydra app on the command line's arguments and returns the exit status."""
+    # Hydra reads the command line from sys.argv. With this variable it hands its exceptions on instead of printing
+    # them and leaving with status 1, so that every error is explained in one place.
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = [sys.argv[0], *arguments]
+    failures.clear()
+    app = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)
+    try:
+        app()
+    except Refused as refused:
+        return _fail(refused.reason, status=2)
+    except BrokenPipeError:  # `--cfg job | head`
+        raise
+    except JobError as error:
+        if wants_traceback:
+            raise
+        return _list_failures() if failures else _fail(str(error), status=2 if error.config else 1)
+    except CONFIG_ERRORS as error:
+        if wants_traceback:
+            raise
+        return _fail(explain(error), status=2)
+    finally:
+        if not wants_traceback:
+            del os.environ["HYDRA_FULL_ERROR"]
+    return 0
+
+
+def _fail(text: str, *, status: int) -> int:
+    print(f"mtlbench train: {text}", file=sys.stderr)
+    return status
+
+
+def _list_failures() -> int:
+    print(f"mtlbench train: {len(failures)} of the sweep's jobs failed, the others ran:", file=sys.stderr)
+    for failure in failures:
+        print(f"\n  {failure.overrides}\n    in {os.path.relpath(failure.run_dir)}", file=sys.stderr)
+        print("    " + failure.error.replace("\n", "\n    "), file=sys.stderr)
+    return 1
