@@ -95,10 +95,10 @@ class LastCheckpoint(Checkpoint):
         # Between the micro-batches of a step the count stands still.
         if self.every_n_steps and step % self.every_n_steps == 0 and step != self._saved and not trainer.is_last_batch:
             self._saved = step
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.save_checkpoint(self.path)
+        trainer.save_checkpoint(self.path, weights_only=False)
 
 
 class PerTaskSelection(Callback):
