@@ -20,8 +20,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED)  ## train 5 methods x 3 seeds on the embedded benchmark and write runs/demo/report.html
-	@# By default torch's threads spin at barriers: with one busy neighbour on two cores steps take 15 times as long.
-	@GOMP_SPINCOUNT=10000 $(BIN)/mtlbench train -m experiment=demo hydra.sweep.dir=runs/demo; status=$$?; \
+	@$(BIN)/mtlbench train -m experiment=demo hydra.sweep.dir=runs/demo; status=$$?; \
 		$(BIN)/mtlbench report runs/demo && exit $$status
 
 test: $(INSTALLED)  ## run the tests

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,8 +19,7 @@ def wandb_logger(
         save_dir: the run directory; files go to its `wandb` folder.
         project, entity, group, job_type, tags, name: as in `wandb.init`.
     """
-    settings = wandb.setup().settings
-    offline = settings.mode == "offline" or wandb.api.api_key is None
+    offline = os.environ.get("WANDB_MODE") == "offline" or not wandb.login(prompt=False, verify=False)
     return WandbLogger(
         save_dir=save_dir,
         project=project,

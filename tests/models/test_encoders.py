@@ -46,6 +46,7 @@ def test_stages_equal_the_model_they_come_from(architecture: str, stages: int, t
     assert len(encoder.stages) == stages
     assert encoder.features == 16
     inputs = batch()
+    assert all(module.training for module in encoder.modules())
     model.eval(), encoder.eval()
     with torch.no_grad():
         expected = model(**inputs).last_hidden_state

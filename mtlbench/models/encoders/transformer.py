@@ -96,7 +96,7 @@ def pretrained(*, spec: InputSpec, model: str, trust_remote_code: bool = False) 
     size = network.get_input_embeddings().num_embeddings
     if size < spec.vocab_size:
         raise ValueError(f"{model} embeds {size} tokens, but its tokenizer knows {spec.vocab_size}: they do not fit.")
-    return _encoder(network)
+    return _encoder(network.train())  # it comes in evaluation mode, and Lightning leaves modes as they are
 
 
 def _encoder(model: PreTrainedModel) -> Encoder:
