@@ -1,0 +1,16 @@
+"""The task types that a benchmark's YAML may name."""
+
+from mtlbench.tasks.base import Task
+from mtlbench.tasks.classification import Classification
+from mtlbench.tasks.multilabel import MultiLabel
+from mtlbench.tasks.regression import Regression
+from mtlbench.tasks.tagging import Tagging
+
+TASK_TYPES: dict[str, type[Task]] = {
+    "classification": Classification,
+    "tagging": Tagging,
+    "regression": Regression,
+    "multilabel": MultiLabel,
+}
+
+__all__ = ["TASK_TYPES", "Classification", "MultiLabel", "Regression", "Tagging", "Task"]
