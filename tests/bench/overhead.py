@@ -92,7 +92,8 @@ def framework(data: Data, tasks: list[Task], *, tensorboard: bool) -> float:
         module = MultiTaskModule(
             model(tasks), tasks, Equal(num_tasks=TASKS, seed=0), engine={},
             optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.0), schedule=None, head_lr=None,
-            loss_scale="none", splits=data.splits, joint={}, steps_per_epoch=STEPS, seed=0, log_every_n_steps=50,
+            layer_lr_decay=1.0, loss_scale="none", splits=data.splits, joint={}, steps_per_epoch=STEPS, seed=0,
+            log_every_n_steps=50,
         )  # fmt: skip
         clock = Clock()
         trainer = Trainer(

@@ -1,0 +1,113 @@
+"""The loader that follows a mixing, and the one that passes once over every row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from mtlbench.data.mixing.base import Draw, Mixing
+from mtlbench.data.tables import Batch, Ragged, Split
+
+
+class Plan(Sampler[Draw]):
+    """Yields the draws of one epoch, from where a checkpoint left off.
+
+    `handed` counts the batches that the training has received, not those that workers have fetched ahead.
+    """
+
+    def __init__(self, mixing: Mixing) -> None:
+        self.mixing, self.epoch, self.handed = mixing, 0, 0
+
+    def __len__(self) -> int:
+        return self.mixing.steps_per_epoch
+
+    def __iter__(self) -> Iterator[Draw]:
+        return (self.mixing.plan(self.epoch, step) for step in range(self.handed, len(self)))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Goes to the start of an epoch; stays where it is if that epoch is under way."""
+        if epoch != self.epoch:
+            self.epoch, self.handed = epoch, 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "handed": self.handed, "steps_per_epoch": len(self)}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Raises ValueError where the checkpoint's epoch has another number of steps."""
+        if state["steps_per_epoch"] != len(self):
+            raise ValueError(
+                f"The checkpoint stands in an epoch of {state['steps_per_epoch']} steps, this run's has {len(self)}: "
+                "data, data.batch_size and mixing must be those of the run that is resumed."
+            )
+        self.epoch, self.handed = state["epoch"], state["handed"]
+
+
+class Union(Dataset[Batch]):
+    """Several datasets as one: an item is what a draw asks for, {dataset: {"inputs": ..., "targets": ...}}."""
+
+    def __init__(self, splits: Mapping[str, Split]) -> None:
+        self.splits = dict(splits)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Batch]:
+        return {name: self.splits[name].batch(rows) for name, rows in draw.items()}
+
+
+def lengths(splits: Mapping[str, Split]) -> dict[str, Tensor]:
+    """Dataset -> (N,) lengths of its inputs, by the first one of several lengths; without datasets that have none."""
+    ragged = {
+        name: [value for value in split.inputs.values() if isinstance(value, Ragged)] for name, split in splits.items()
+    }
+    return {name: values[0].offsets.diff() for name, values in ragged.items() if values}
+
+
+class PlanLoader(DataLoader[Batch]):
+    """Loads what a `Plan` says. Lightning saves and restores its state, since it has both methods."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        # A generator, hence lazy: Lightning makes the iterator before it sets the epoch, and workers begin at once.
+        plan = self.plan
+        if plan.handed == len(plan):
+            plan.set_epoch(plan.epoch + 1)
+        for batch in super().__iter__():
+            plan.handed += 1
+            yield batch
+
+    @property
+    def plan(self) -> Plan:
+        assert isinstance(self.sampler, Plan)
+        return self.sampler
+
+    def state_dict(self) -> dict[str, int]:
+        return self.plan.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.plan.load_state_dict(state)
+
+
+def make_loader(union: Union, plan: Plan, *, num_workers: int) -> PlanLoader:
+    """The training loader: one batch a step, collated by the dataset itself."""
+    # A private generator: making an iterator draws from it, and would otherwise shift the global random numbers.
+    return PlanLoader(
+        union,
+        sampler=plan,
+        batch_size=None,
+        num_workers=num_workers,
+        generator=torch.Generator(),
+        collate_fn=_as_it_is,
+    )
+
+
+def evaluation_loader(splits: Mapping[str, Split], *, batch_size: int) -> DataLoader[Batch]:
+    """Every row once and in order, one dataset after another."""
+    draws: Sequence[Draw] = [
+        {name: rows} for name, split in splits.items() for rows in torch.split(torch.arange(len(split)), batch_size)
+    ]
+    return DataLoader(Union(splits), sampler=draws, batch_size=None, generator=torch.Generator(), collate_fn=_as_it_is)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
