@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from mtlbench.balancing.base import Balancer
+from mtlbench.models.encoders.base import Encoder
 from mtlbench.models.multitask import MultiTaskModel
 
 
@@ -21,41 +22,63 @@ def build_optimizer(
     balancer: Balancer,
     *,
     head_lr: Mapping[str, float] | float | None,
+    layer_lr_decay: float,
 ) -> Optimizer:
     """One optimizer over all that trains.
 
-    Biases, norms and the balancer's own parameters have no weight decay.
+    Biases, norms and the balancer's own parameters have no weight decay. With `layer_lr_decay` below 1, an encoder's
+    stage learns at lr * decay ** (stages above it), as the layers of Howard and Ruder 2018 (arXiv:1801.06146).
 
     Args:
         model: its parameters train.
         balancer: its own parameters train too.
         make: the optimizer class with its settings, `lr` among them.
         head_lr: learning rate of all heads, or of some by task; None: that of the optimizer.
+        layer_lr_decay: above 0, at most 1, which is one rate for all stages.
 
     Raises:
-        ValueError: `head_lr` names an unknown task.
+        ValueError: `head_lr` names an unknown task, or `layer_lr_decay` is out of its range.
     """
     rates = dict.fromkeys(model.heads, head_lr) if isinstance(head_lr, float | int) else dict(head_lr or {})
     unknown = sorted(set(rates) - set(model.heads))
     if unknown:
         raise ValueError(f"head_lr names {unknown}; the tasks are {list(model.heads)}.")
-    groups: dict[tuple[float | None, bool], list[nn.Parameter]] = {}
+    if not 0 < layer_lr_decay <= 1:
+        raise ValueError(f"layer_lr_decay={layer_lr_decay}: expected a number above 0 and at most 1.")
+    factors = _stage_factors(model, layer_lr_decay)
+    groups: dict[tuple[float, float | None, bool], list[nn.Parameter]] = {}
     heads = {id(p): rates.get(task) for task, head in model.heads.items() for p in head.parameters()}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            groups.setdefault((heads.get(id(parameter)), parameter.ndim >= 2), []).append(parameter)
+            key = (factors.get(id(parameter), 1.0), heads.get(id(parameter)), parameter.ndim >= 2)
+            groups.setdefault(key, []).append(parameter)
     own = [p for p in balancer.parameters() if p.requires_grad]
     if own:
-        groups.setdefault((None, False), []).extend(own)
+        groups.setdefault((1.0, None, False), []).extend(own)
+    ordered = sorted(groups.items(), key=lambda group: -group[0][0])  # the full rate first: that one is recorded
     settings: list[dict[str, Any]] = []
-    for (rate, decays), parameters in groups.items():
+    for (_, rate, decays), parameters in ordered:
         group: dict[str, Any] = {"params": parameters}
         if rate is not None:
             group["lr"] = rate
         if not decays:
             group["weight_decay"] = 0.0
         settings.append(group)
-    return make(settings)
+    optimizer = make(settings)
+    for group, ((factor, _, _), _) in zip(optimizer.param_groups, ordered, strict=True):
+        group["lr"] *= factor
+    return optimizer
+
+
+def _stage_factors(model: MultiTaskModel, decay: float) -> dict[int, float]:
+    """By parameter, what its stage's place gives it of the learning rate."""
+    return {
+        id(parameter): decay**above
+        for encoder in model.modules()
+        if isinstance(encoder, Encoder)
+        for above, stage in enumerate(reversed(encoder.stages))
+        for parameter in stage.parameters()
+    }
 
 
 def build_schedule(

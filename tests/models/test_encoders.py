@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from mtlbench.data.tables import InputSpec, TaskInfo
 from mtlbench.models.encoders.lenet import lenet
 from mtlbench.models.encoders.mlp import mlp
 from mtlbench.models.encoders.transformer import from_config, pretrained
+from mtlbench.models.heads.base import pool
 from mtlbench.models.multitask import MultiTaskModel
 from mtlbench.models.sharing.hard import Hard
 from mtlbench.tasks import Classification
@@ -19,40 +21,107 @@ from mtlbench.tasks import Classification
 TEXT = InputSpec(type="text", vocab_size=50, pad_id=0)
 SMALL = {
     "hidden_size": 16, "dim": 16, "num_hidden_layers": 2, "n_layers": 2, "num_attention_heads": 2, "n_heads": 2,
-    "intermediate_size": 32, "hidden_dim": 32, "embedding_size": 16, "max_position_embeddings": 40,
+    "intermediate_size": 32, "hidden_dim": 32, "embedding_size": 8, "max_position_embeddings": 40,
+    "num_key_value_heads": 1, "head_dim": 8, "d_model": 16, "d_kv": 8, "d_ff": 32, "encoder_layers": 2,
+    "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
 }  # fmt: skip
+TOKENS = {"pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
+V3 = {  # the settings of DeBERTa v3
+    "relative_attention": True, "position_buckets": 4, "norm_rel_ebd": "layer_norm", "share_att_key": True,
+    "pos_att_type": ["p2c", "c2p"], "position_biased_input": False, "type_vocab_size": 0,
+}  # fmt: skip
+ARCHITECTURES = [
+    ("bert", {}, 3),
+    ("roberta", {}, 3),
+    ("roberta", {"type_vocab_size": 1}, 3),
+    ("xlm-roberta", {}, 3),
+    ("camembert", {}, 3),
+    ("distilbert", {}, 3),
+    ("electra", {}, 3),
+    ("electra", {"embedding_size": 16}, 3),
+    ("deberta-v2", V3, 3),
+    ("deberta-v2", V3 | {"conv_kernel_size": 3, "type_vocab_size": 2, "position_biased_input": True}, 3),
+    ("deberta", {}, 1),
+    ("modernbert", {"local_attention": 4, "global_attn_every_n_layers": 2}, 3),
+    ("t5", {}, 3),
+    ("mt5", {}, 3),
+    ("bart", {}, 3),
+    ("bart", {"encoder_layerdrop": 0.5}, 1),
+    ("gpt2", {}, 3),
+    ("qwen2", {}, 3),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}, 3),
+    ("qwen3", {}, 3),
+    ("llama", {}, 3),
+    ("albert", {}, 1),
+]
+
+
+def settings(architecture: str) -> dict[str, Any]:
+    """Those of SMALL that the architecture knows."""
+    default = AutoConfig.for_model(architecture)
+    return {key: value for key, value in SMALL.items() if key in {*default.to_dict(), *default.attribute_map}}
 
 
 def batch() -> dict[str, torch.Tensor]:
     ids = torch.randint(1, 50, (3, 7), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     ids[0, 4:], mask[0, 4:] = 0, 0
-    return {"input_ids": ids, "attention_mask": mask}
+    kinds = (torch.arange(7) > 3).long().expand(3, 7)
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": kinds}
 
 
-@pytest.mark.parametrize(
-    ("architecture", "stages"),
-    [("bert", 3), ("roberta", 3), ("distilbert", 3), ("electra", 1), ("modernbert", 1)],
-)
-def test_stages_equal_the_model_they_come_from(architecture: str, stages: int, tmp_path: Path) -> None:
-    known = AutoConfig.for_model(architecture).to_dict()
-    settings = {key: value for key, value in SMALL.items() if key in known}
-    extra = {"pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
-    config = AutoConfig.for_model(architecture, vocab_size=50, **settings, **extra)
+@pytest.mark.parametrize(("architecture", "extra", "stages"), ARCHITECTURES)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_stages_equal_the_model_they_come_from(
+    architecture: str, extra: dict[str, Any], stages: int, attention: str, tmp_path: Path
+) -> None:
+    if attention == "sdpa" and architecture in ("deberta", "deberta-v2"):
+        pytest.skip("the library has no sdpa for it")
+    config = AutoConfig.for_model(architecture, **{"vocab_size": 50, **settings(architecture), **TOKENS, **extra})
     torch.manual_seed(0)
-    model = AutoModel.from_config(config)
+    model = AutoModel.from_config(config, attn_implementation=attention)
     model.save_pretrained(tmp_path)
-    encoder = pretrained(spec=TEXT, model=str(tmp_path))
+    encoder = pretrained(spec=TEXT, model=str(tmp_path), attn_implementation=attention)
     assert len(encoder.stages) == stages
     assert encoder.features == 16
-    inputs = batch()
+    assert encoder.causal == (architecture in ("gpt2", "qwen2", "qwen3", "llama"))
     assert all(module.training for module in encoder.modules())
+    inputs = batch()
+    if config.is_encoder_decoder:
+        model = model.get_encoder()
+    assert {tuple(p.shape) for p in encoder.parameters()} <= {tuple(p.shape) for p in model.parameters()}
     model.eval(), encoder.eval()
+    tells_types = getattr(config, "type_vocab_size", 0) > 1
+    given = {name: value for name, value in inputs.items() if tells_types or name != "token_type_ids"}
     with torch.no_grad():
-        expected = model(**inputs).last_hidden_state
+        expected = model(**given).last_hidden_state
         got = encoder(inputs)["x"]
+        one_text = encoder({name: inputs[name] for name in ("input_ids", "attention_mask")})["x"]
     keep = inputs["attention_mask"].bool()
     assert torch.equal(got[keep], expected[keep])
+    assert torch.equal(one_text, got) != tells_types
+
+
+@pytest.mark.parametrize("architecture", ["bert", "t5", "bart", "gpt2", "modernbert", "deberta-v2", "albert"])
+def test_every_parameter_of_an_encoder_is_reached(architecture: str) -> None:
+    """No pooler, no decoder: what no loss reaches is neither shared nor private."""
+    extra = V3 if architecture == "deberta-v2" else {}
+    encoder = from_config(spec=TEXT, architecture=architecture, config=settings(architecture) | TOKENS | extra)
+    encoder(batch())["x"].sum().backward()
+    assert not [name for name, p in encoder.named_parameters() if p.grad is None]
+
+
+@pytest.mark.parametrize("architecture", ["bert", "t5", "bart", "gpt2", "qwen2", "modernbert", "deberta-v2"])
+def test_what_a_text_is_padded_with_does_not_matter(architecture: str) -> None:
+    """So that `last` pools the last token of each text, which decoder-only models need."""
+    extra = V3 if architecture == "deberta-v2" else {}
+    torch.manual_seed(0)
+    encoder = from_config(spec=TEXT, architecture=architecture, config=settings(architecture) | TOKENS | extra).eval()
+    with torch.no_grad():
+        together = pool(encoder(batch()), "last")
+        alone = pool(encoder({name: value[:1, :4] for name, value in batch().items()}), "last")
+    torch.testing.assert_close(together[:1], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_a_pooler_is_left_out() -> None:

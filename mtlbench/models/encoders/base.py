@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -27,12 +28,14 @@ class Encoder(nn.Module):
         stages: modules from state to state; the first takes the batch's inputs, the last leaves the
             features in `x`: (B, D), or (B, L, D) with an `attention_mask` (B, L).
         features: D.
+        config: of the library that the encoder comes from, with its `save_pretrained`; None for one of our own.
+        causal: each position knows only those before it, so that no feature but the last is of the whole text.
     """
 
-    def __init__(self, stages: Iterable[nn.Module], *, features: int) -> None:
+    def __init__(self, stages: Iterable[nn.Module], *, features: int, config: Any = None, causal: bool = False) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
-        self.features = features
+        self.features, self.config, self.causal = features, config, causal
 
     def forward(self, state: State) -> State:
         for stage in self.stages:
