@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 
 from mtlbench.data.inputs import find_columns, make_inputs, read_texts, show
-from mtlbench.data.names import TaskNode, choose, nearest
+from mtlbench.data.names import TaskNode, choose, expand, nearest
+from mtlbench.data.overlaps import Overlap, find_overlaps
 from mtlbench.data.sources import SPLITS
 from mtlbench.data.tables import Data, Split, TaskInfo
-from mtlbench.data.targets import make_targets
+from mtlbench.data.targets import Targets, make_targets
+from mtlbench.data.text_targets import TEXT_TARGETS, target_texts
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +30,9 @@ class DatasetSource:
     Attributes:
         load: called with `data_dir=`, gives "train", "val" and "test" -> table.
         input: `{type: text, column}`, with plain text or lists of words; `{type: image, column}`, with (H, W) or
-            (C, H, W) arrays; or `{type: vector, columns, standardize}`, with names or globs.
+            (C, H, W) arrays; or `{type: vector, columns, standardize}`, with names or globs. Two columns of plain text
+            make pairs: `{type: text, column: [first, second]}`. Of lists of words, `longest_word` is how
+            many sub-words the encoder sees of one at most.
     """
 
     load: Callable[..., Frames]
@@ -43,10 +47,13 @@ def build(
     data_dir: str | None,
     tokenizer: Callable[[Iterator[str]], Any] | None,
     max_length: int | None,
+    overlaps: str = "drop",
+    tables: Tables | None = None,
 ) -> Data:
     """Loads the datasets that the chosen tasks need.
 
-    Rows are never dropped or reordered: row n of a split is row n of its table, also where no task labels it.
+    Rows of val and test are never dropped or reordered: row n of a split is row n of its table, also where no task
+    labels it. Training loses what another dataset's val or test holds, see `read_tables`.
 
     Args:
         datasets: name -> source.
@@ -56,29 +63,31 @@ def build(
         tokenizer: from the training texts to a tokeniser; needed where a dataset's input is text. The texts are those
             of all the benchmark's datasets, so that training a subset of the tasks does not change it.
         max_length: the most sub-words of a text; None for no cut.
+        overlaps: "drop" or "keep" such training rows.
+        tables: the datasets, where they have been read already.
 
     Raises:
-        ValueError: naming dataset, task, split and row of what is wrong.
+        ValueError: naming dataset, task, split and row of what is wrong; rows of train are counted after the drop.
     """
     nodes = choose(tasks, select)
     for node in nodes.values():
         if node.dataset not in datasets:
             raise ValueError(f"Task '{node.name}': no dataset '{node.dataset}'. {nearest(node.dataset, datasets)}")
-    loaded: dict[str, Frames] = {}
-
-    def frames(name: str) -> Frames:
-        if name not in loaded:
-            loaded[name] = _checked(datasets[name].load(data_dir=data_dir), name)
-        return loaded[name]
+    wanted = list(dict.fromkeys(node.dataset for node in nodes.values()))
+    if tables is None:
+        tables = read_tables(datasets, wanted=wanted, data_dir=data_dir, overlaps=overlaps)
+    frames = tables.frames
 
     def training_texts() -> Iterator[str]:
         for name, source in datasets.items():
             if source.input["type"] == "text":
                 place = f"dataset '{name}', split 'train'"
-                for text in read_texts(frames(name)["train"], source.input["column"], place=place):
+                for text in read_texts(frames[name]["train"], source.input["column"], place=place):
                     yield text if isinstance(text, str) else " ".join(text)
+        for node in expand(tasks).values():
+            if node.type == "generation":
+                yield from target_texts(frames[node.dataset], node)
 
-    wanted = list(dict.fromkeys(node.dataset for node in nodes.values()))
     made = None
     if any(datasets[name].input["type"] == "text" for name in wanted):
         if tokenizer is None:
@@ -87,19 +96,91 @@ def build(
 
     data = Data(splits={split: {} for split in SPLITS}, tasks={}, input_spec={})
     for name in wanted:
-        inputs = make_inputs(frames(name), name, datasets[name].input, tokenizer=made, max_length=max_length)
-        _check(frames(name), name, nodes=nodes, tasks=tasks, inputs=inputs.columns)
+        inputs = make_inputs(frames[name], name, datasets[name].input, tokenizer=made, max_length=max_length)
+        _check(frames[name], name, nodes=nodes, tasks=tasks, inputs=inputs.columns)
         data.input_spec[name] = inputs.spec
-        own = {task: make_targets(frames(name), node, inputs) for task, node in nodes.items() if node.dataset == name}
+        references: dict[str, Mapping[str, Sequence[Any]]] = {}
+        options: dict[str, Mapping[str, Any]] = {}
+        own: dict[str, Targets] = {}
+        for task, node in nodes.items():
+            if node.dataset == name and node.type in TEXT_TARGETS:
+                found, references[task], options[task] = TEXT_TARGETS[node.type](frames[name], node, inputs)
+                own[task] = found, ()
+            elif node.dataset == name:
+                own[task] = make_targets(frames[name], node, inputs)
         for task, (_, labels) in own.items():
             data.tasks[task] = TaskInfo(
-                name=task, type=nodes[task].type, dataset=name, num_outputs=len(labels) or 1, labels=labels
-            )
+                name=task, type=nodes[task].type, dataset=name, num_outputs=len(labels) or 1, labels=labels,
+                options={**nodes[task].options, **options.get(task, {})},
+                metrics=nodes[task].metrics, primary=nodes[task].primary,
+            )  # fmt: skip
         for split in SPLITS:
             targets = {task: found[split] for task, (found, _) in own.items()}
-            data.splits[split][name] = Split(inputs.tensors[split], targets=targets)
+            texts = {task: found[split] for task, found in references.items()}
+            data.splits[split][name] = Split(inputs.tensors[split], targets=targets, references=texts)
         log.info("%s: %s rows", name, ", ".join(f"{split} {len(data.splits[split][name])}" for split in SPLITS))
     return Data(splits=data.splits, tasks={task: data.tasks[task] for task in nodes}, input_spec=data.input_spec)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tables:
+    """Datasets as they were read.
+
+    Attributes:
+        frames: dataset -> split -> table, without the training rows that were dropped.
+        overlaps: what was found in common, whether dropped or not.
+        dropped: dataset -> how many of its training rows were dropped.
+    """
+
+    frames: dict[str, Frames]
+    overlaps: list[Overlap]
+    dropped: dict[str, int]
+
+
+def read_tables(
+    datasets: Mapping[str, DatasetSource], *, wanted: Sequence[str], data_dir: str | None, overlaps: str
+) -> Tables:
+    """Reads datasets, and drops training rows that hold a sentence of another dataset's val or test split.
+
+    Where one of the wanted has text, all with text are read and compared, so that each dataset's training rows are the
+    same whichever of the benchmark's tasks are trained.
+
+    Args:
+        datasets: name -> source.
+        wanted: names of those that tasks need.
+        data_dir: see `build`.
+        overlaps: "drop", or "keep" to train on such rows all the same, as some papers' protocols do.
+    """
+    if overlaps not in ("drop", "keep"):
+        raise ValueError(f"data.overlaps is drop or keep, got {overlaps!r}.")
+    text = [name for name, source in datasets.items() if source.input["type"] == "text"]
+    needed = {*wanted, *(text if set(text) & set(wanted) else ())}
+    frames = {
+        name: _checked(source.load(data_dir=data_dir), name) for name, source in datasets.items() if name in needed
+    }
+    compared = [name for name in text if name in needed]
+    if len(compared) < 2:
+        return Tables(frames=frames, overlaps=[], dropped={})
+    texts = {
+        name: {
+            split: read_texts(frame, datasets[name].input["column"], place=f"dataset '{name}', split '{split}'")
+            for split, frame in frames[name].items()
+        }
+        for name in compared
+    }
+    found = find_overlaps(texts)
+    dropped = {}
+    for overlap in found:
+        log.warning("%s: %s.", overlap, "dropped there" if overlaps == "drop" else "kept, as data.overlaps says")
+    for name in dict.fromkeys(overlap.train for overlap in found) if overlaps == "drop" else ():
+        train = frames[name]["train"]
+        rows = np.unique(np.concatenate([overlap.rows for overlap in found if overlap.train == name]))
+        if len(rows) == len(train):
+            raise ValueError(f"dataset '{name}': all training rows stand in other datasets' val and test splits.")
+        frames[name]["train"] = train.drop(index=rows.tolist()).reset_index(drop=True)
+        dropped[name] = len(rows)
+        log.warning("%s: %d of %d training rows dropped.", name, len(rows), len(train))
+    return Tables(frames=frames, overlaps=found, dropped=dropped)
 
 
 def _checked(frames: Frames, name: str) -> Frames:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mtlbench.data.tables import InputSpec, Ragged
-from mtlbench.data.text import Encoded, encode
+from mtlbench.data.text import Encoded, encode, shorten
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,8 @@ class Inputs:
         tensors: split -> name -> (N, ...) values.
         spec: what they look like.
         columns: those that they come from.
-        texts, encoded: split -> the N texts, as text or as lists of words, and their sub-words; of text alone.
+        texts, encoded: split -> the N texts (as text, as lists of words, or as pairs in a tuple), and their sub-words;
+            of text alone.
     """
 
     tensors: Mapping[str, Mapping[str, Tensor | Ragged]]
@@ -66,7 +67,8 @@ def make_inputs(
 ) -> Inputs:
     """Makes the inputs of dataset `name` from its YAML node `input`."""
     if given["type"] == "text":
-        return _text(frames, name, given["column"], tokenizer=tokenizer, max_length=max_length)
+        longest = given.get("longest_word")
+        return _text(frames, name, given["column"], tokenizer=tokenizer, max_length=max_length, longest_word=longest)
     if given["type"] == "image":
         return _image(frames, name, given["column"])
     if given["type"] == "vector":
@@ -74,8 +76,15 @@ def make_inputs(
     raise ValueError(f"dataset '{name}': input type '{given['type']}'; expected text, image or vector.")
 
 
-def read_texts(frame: pd.DataFrame, wanted: str, *, place: str) -> list[Any]:
-    """The column's texts: all of them strings, or all of them lists of words."""
+def read_texts(frame: pd.DataFrame, wanted: str | Sequence[str], *, place: str) -> list[Any]:
+    """The column's texts: all of them strings, or all of them lists of words; of two columns, tuples of two strings."""
+    if not isinstance(wanted, str):
+        if len(wanted) != 2:
+            raise ValueError(f"{place}: input columns {list(wanted)}; expected one, or two for pairs of texts.")
+        first, second = (read_texts(frame, column, place=place) for column in wanted)
+        if isinstance(first[0], list) or isinstance(second[0], list):
+            raise ValueError(f"{place}: pairs are of plain texts, and {list(wanted)} hold lists of words.")
+        return list(zip(first, second, strict=True))
     [column] = find_columns(frame, wanted, place=place)
     texts = [list(text) if isinstance(text, (list, tuple)) else text for text in frame[column]]
     split = isinstance(texts[0], list)
@@ -91,20 +100,52 @@ def read_texts(frame: pd.DataFrame, wanted: str, *, place: str) -> list[Any]:
     return texts
 
 
-def _text(frames: Frames, name: str, column: str, *, tokenizer: Any, max_length: int | None) -> Inputs:
+def words_of(text: Any) -> list[str]:
+    """The words of one of `read_texts`' texts; of plain text, what stands between white space."""
+    if isinstance(text, tuple):
+        return [word for part in text for word in part.split()]
+    return text if isinstance(text, list) else text.split()
+
+
+def _text(
+    frames: Frames,
+    name: str,
+    column: str | Sequence[str],
+    *,
+    tokenizer: Any,
+    max_length: int | None,
+    longest_word: int | None,
+) -> Inputs:
     texts = {s: read_texts(frame, column, place=f"dataset '{name}', split '{s}'") for s, frame in frames.items()}
+    if longest_word is not None:
+        if not isinstance(texts["train"][0], list):
+            raise ValueError(f"dataset '{name}': longest_word is for lists of words, and '{column}' holds plain text.")
+        texts = {s: shorten(found, tokenizer=tokenizer, most=longest_word) for s, found in texts.items()}
     encoded = {split: encode(found, tokenizer=tokenizer, max_length=max_length) for split, found in texts.items()}
     for split, found in encoded.items():
         if count := int(found.truncated.sum()):
             place = f"dataset '{name}', split '{split}'"
             log.warning("%s: data.max_length=%s cuts %d of %d texts.", place, max_length, count, len(texts[split]))
     return Inputs(
-        tensors={s: {"input_ids": e.input_ids, "attention_mask": e.attention_mask} for s, e in encoded.items()},
-        spec=InputSpec(type="text", vocab_size=len(tokenizer), pad_id=tokenizer.pad_token_id, tokenizer=tokenizer),
-        columns=(column,),
+        tensors={split: text_tensors(found) for split, found in encoded.items()},
+        spec=InputSpec(
+            type="text",
+            vocab_size=len(tokenizer),
+            pad_id=tokenizer.pad_token_id,
+            tokenizer=tokenizer,
+            columns=(column,) if isinstance(column, str) else tuple(column),
+            words=isinstance(texts["train"][0], list),
+        ),
+        columns=(column,) if isinstance(column, str) else tuple(column),
         texts=texts,
         encoded=encoded,
     )
+
+
+def text_tensors(encoded: Encoded) -> dict[str, Tensor | Ragged]:
+    """What an encoder takes."""
+    found: dict[str, Tensor | Ragged] = {"input_ids": encoded.input_ids, "attention_mask": encoded.attention_mask}
+    return found if encoded.token_type_ids is None else {**found, "token_type_ids": encoded.token_type_ids}
 
 
 def _image(frames: Frames, name: str, wanted: str) -> Inputs:
@@ -126,7 +167,9 @@ def _image(frames: Frames, name: str, wanted: str) -> Inputs:
         x = torch.from_numpy(np.stack(images))
         x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
         tensors[split] = {"x": x[:, None] if x.ndim == 3 else x}
-    spec = InputSpec(type="image", shape=tuple(tensors["train"]["x"].shape[1:]))
+    divisor = 255.0 if arrays["train"][0].dtype == np.uint8 else 1.0
+    shape = tuple(tensors["train"]["x"].shape[1:])
+    spec = InputSpec(type="image", shape=shape, columns=(wanted,), divisor=divisor)
     return Inputs(tensors=tensors, spec=spec, columns=(wanted,))
 
 
@@ -143,13 +186,25 @@ def _vector(frames: Frames, name: str, wanted: Any, *, standardize: bool) -> Inp
             row, column = wrong[0]
             given = frame[columns[column]].iloc[row]
             raise ValueError(f"{place}, row {row}: input '{columns[column]}' is {show(given)}, no finite number.")
+    mean, deviation = np.array([]), np.array([])
     if standardize:
         train = values["train"]
-        constant = train.min(0) == train.max(0)
-        mean, deviation = train.mean(0), np.where(constant, 1, train.std(0))
-        values = {split: np.where(constant, 0, (x - mean) / deviation) for split, x in values.items()}
+        mean, deviation = train.mean(0), np.where(train.min(0) == train.max(0), 0, train.std(0))
+        values = {split: standardized(x, mean=mean, deviation=deviation) for split, x in values.items()}
     return Inputs(
         tensors={split: {"x": torch.from_numpy(x.astype(np.float32))} for split, x in values.items()},
-        spec=InputSpec(type="vector", shape=(len(columns),)),
+        spec=InputSpec(
+            type="vector",
+            shape=(len(columns),),
+            columns=tuple(columns),
+            mean=tuple(mean.tolist()),
+            deviation=tuple(deviation.tolist()),
+        ),
         columns=tuple(columns),
     )
+
+
+def standardized(x: np.ndarray, *, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """(N, D) in units of the deviation around the mean; 0 where the deviation is."""
+    constant = deviation == 0
+    return np.where(constant, 0, (x - mean) / np.where(constant, 1, deviation))

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-TYPES = ("classification", "regression", "multilabel", "tagging")
+TYPES = ("classification", "regression", "multilabel", "tagging", "generation", "span")
+# Settings that a type needs beside the column, and those that may be left out.
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "generation": ("loss", "max_length", "num_beams", "generate_examples", "decoder_size"),
+    "span": ("max_answer_length",),
+}
+OPTIONAL: dict[str, Mapping[str, Any]] = {"generation": {"decoder": None}}
+LOSSES = ("tokens", "sequences")
+DECODER_SIZE = ("layers", "attention_heads", "intermediate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +29,8 @@ class TaskNode:
         column: the column(s) with the label; several, or a glob such as `"label:*"`, for multilabel alone.
         labels: the declared class names in their order; None where they are inferred from the data.
         where: (column, value): the task is labelled only in rows whose column has this value; None for all rows.
+        metrics, primary: names of its metrics and of the one that scores; None for those of the type.
+        options: the settings of its type, see `SETTINGS`.
     """
 
     name: str
@@ -29,6 +39,9 @@ class TaskNode:
     column: str | tuple[str, ...]
     labels: tuple[str, ...] | None = None
     where: tuple[str, Any] | None = None
+    metrics: tuple[str, ...] | None = None
+    primary: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def expand(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, TaskNode]:
@@ -58,6 +71,9 @@ def expand(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, TaskNode]:
             "dataset": given["dataset"],
             "column": column if isinstance(column, str) else tuple(column),
             "labels": None if labels is None else tuple(str(label) for label in labels),
+            "metrics": tuple(given["metrics"]) if given.get("metrics") else None,
+            "primary": given.get("primary"),
+            "options": _settings(name, given),
         }
         if given.get("split_by") is None:
             unfolded = [TaskNode(name=name, **common)]
@@ -72,6 +88,27 @@ def expand(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, TaskNode]:
                 raise ValueError(f"Two tasks of the benchmark are called '{node.name}'.")
             nodes[node.name] = node
     return nodes
+
+
+def _settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the task's type."""
+    kind = given["type"]
+    found = {**OPTIONAL.get(kind, {}), **{key: given[key] for key in OPTIONAL.get(kind, {}) if key in given}}
+    for key in SETTINGS.get(kind, ()):
+        if key not in given:
+            needed = ", ".join(SETTINGS[kind])
+            raise ValueError(f"Task '{name}' of type {kind} lacks '{key}'; it needs: {needed}.")
+        found[key] = given[key]
+    for key in ("max_length", "num_beams", "generate_examples", "max_answer_length"):
+        if key in found and not (isinstance(found[key], int) and found[key] >= 1):
+            raise ValueError(f"Task '{name}': {key} is a whole number of at least 1, got {found[key]!r}.")
+    if kind == "generation":
+        if found["loss"] not in LOSSES:
+            raise ValueError(f"Task '{name}': loss '{found['loss']}'. {nearest(str(found['loss']), LOSSES)}")
+        if set(found["decoder_size"]) != set(DECODER_SIZE):
+            needed = ", ".join(DECODER_SIZE)
+            raise ValueError(f"Task '{name}': decoder_size needs {needed}, got {found['decoder_size']}.")
+    return found
 
 
 def task_names(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ def local_or_hub(
     files: Mapping[str, str],
     hub: Mapping[str, Any] | None = None,
     split: Mapping[str, Any] | None = None,
+    where: Mapping[str, Any] | None = None,
+    val_from_train: Mapping[str, Any] | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Reads a dataset from `data_dir` if one is given, and from the hub if none is. Never from the other one.
 
@@ -32,7 +35,10 @@ def local_or_hub(
         folder: the dataset's folder in it.
         files: "train", "val" and "test" -> file name; or "all" -> file name, which `split` then divides.
         hub: arguments of `from_hub`; None where no copy on the hub is known.
-        split: arguments of `random_split`, for a set without official splits.
+        split: for a set without official splits, arguments of `random_split`, or of `fold_split` where a column says
+            which fold a row is in.
+        where: column -> value: rows with other values are left out, ahead of any division.
+        val_from_train: arguments of `hold_out`, for a set without a val split: a part of train becomes it.
 
     Raises:
         FileNotFoundError: `data_dir`, or the dataset in it, is not there.
@@ -50,7 +56,23 @@ def local_or_hub(
             f"'{folder}' has no copy on the Hugging Face hub that mtlbench knows of, and no data directory is set: "
             f"set MTLBENCH_DATA (or data.dir) to a folder that holds {folder}/{next(iter(files.values()))}."
         )
-    return frames if split is None else random_split(frames["all"], **split)
+    if where is not None:
+        frames = {name: _rows_where(frame, where, place=f"{folder}, {name}") for name, frame in frames.items()}
+    if split is not None:
+        frames = fold_split(frames["all"], **split) if "folds" in split else random_split(frames["all"], **split)
+    return frames if val_from_train is None else hold_out(frames, **val_from_train)
+
+
+def _rows_where(frame: pd.DataFrame, where: Mapping[str, Any], *, place: str) -> pd.DataFrame:
+    for column, value in where.items():
+        if column not in frame:
+            raise ValueError(f"{place}: no column '{column}'; there is: {', '.join(map(str, frame.columns))}.")
+        kept = frame[frame[column] == value]
+        if not len(kept):
+            found = ", ".join(map(str, sorted(frame[column].unique(), key=str)[:20]))
+            raise ValueError(f"{place}: no row has {column}={value}; there is: {found}.")
+        frame = kept
+    return frame.reset_index(drop=True)
 
 
 def _locate(data_dir: str, *, folder: str, file: str) -> Path:
@@ -68,9 +90,17 @@ def _locate(data_dir: str, *, folder: str, file: str) -> Path:
 def read_table(path: Path) -> pd.DataFrame:
     """Reads .jsonl, .csv (both also .gz) or .parquet. An empty csv cell is missing; the text "NA" stays text.
 
+    The last two files are kept, for benchmarks whose datasets are parts of one file.
+
     Raises:
         ValueError: naming file and line.
     """
+    state = path.stat()
+    return _read_table(path, state.st_mtime_ns, state.st_size).copy(deep=False)
+
+
+@functools.lru_cache(maxsize=2)
+def _read_table(path: Path, modified: int, size: int) -> pd.DataFrame:
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
     try:
         if kind == "csv":
@@ -164,14 +194,65 @@ def random_split(
     """
     if set(fractions) != set(SPLITS) or abs(sum(fractions.values()) - 1) > 1e-9:
         raise ValueError(f"fractions must name {', '.join(SPLITS)} and sum to 1, got {dict(fractions)}.")
+    parts = _divide(frame, ends=[fractions["train"], fractions["train"] + fractions["val"]], seed=seed, by=by)
+    return dict(zip(SPLITS, parts, strict=True))
+
+
+def fold_split(frame: pd.DataFrame, *, column: str, folds: Mapping[str, Sequence[Any]]) -> dict[str, pd.DataFrame]:
+    """Divides rows by a column with the number of their fold.
+
+    Args:
+        frame: N rows.
+        column: the one with the folds.
+        folds: "val" and "test" -> their folds; all others are train.
+
+    Raises:
+        ValueError: there is no such column, or no such fold in it.
+    """
+    if column not in frame:
+        raise ValueError(f"Cannot split by '{column}'; the columns are: {', '.join(map(str, frame.columns))}.")
+    if set(folds) != {"val", "test"} or set(folds["val"]) & set(folds["test"]):
+        raise ValueError(f"folds must name val and test, without a fold in both, got {dict(folds)}.")
+    missing = {*folds["val"], *folds["test"]} - set(frame[column])
+    if missing:
+        raise ValueError(f"The column '{column}' has no fold {', '.join(map(str, missing))}.")
+    rows = {split: frame[column].isin(list(folds[split])) for split in ("val", "test")}
+    rows["train"] = ~(rows["val"] | rows["test"])
+    return {split: frame[rows[split]].reset_index(drop=True) for split in SPLITS}
+
+
+def hold_out(
+    frames: Mapping[str, pd.DataFrame], *, fraction: float, seed: int, by: str | None = None
+) -> dict[str, pd.DataFrame]:
+    """Makes a part of train the val split: the same rows for every run, whatever the run's seed.
+
+    Args:
+        frames: "train" and "test" -> table.
+        fraction: the part of train's rows, between 0 and 1.
+        seed: of the division.
+        by: a column; the part is then taken of the rows of each of its values (stratified).
+
+    Raises:
+        ValueError: there is a val split already, or the fraction is none.
+    """
+    if "val" in frames:
+        raise ValueError("val_from_train is for sets without a val split, and files or hub name one.")
+    if not 0 < fraction < 1:
+        raise ValueError(f"val_from_train: the fraction must lie between 0 and 1, got {fraction}.")
+    train, val = _divide(frames["train"], ends=[1 - fraction], seed=seed, by=by)
+    return {**frames, "train": train, "val": val}
+
+
+def _divide(frame: pd.DataFrame, *, ends: Sequence[float], seed: int, by: str | None) -> list[pd.DataFrame]:
+    """Random parts of the rows, in the table's order, that end at these shares of it (or of each stratum)."""
     if by is not None and by not in frame:
         raise ValueError(f"Cannot split by '{by}'; the columns are: {', '.join(map(str, frame.columns))}.")
     generator = np.random.default_rng(seed)
     strata = [np.arange(len(frame))] if by is None else list(frame.groupby(by, sort=True).indices.values())
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in SPLITS}
+    parts: list[list[np.ndarray]] = [[] for _ in range(len(ends) + 1)]
     for stratum in strata:
         order = generator.permutation(np.sort(stratum))
-        ends = np.rint(np.cumsum([fractions["train"], fractions["val"]]) * len(order)).astype(int)
-        for name, part in zip(SPLITS, np.split(order, ends), strict=True):
-            parts[name].append(part)
-    return {name: frame.iloc[np.sort(np.concatenate(part))].reset_index(drop=True) for name, part in parts.items()}
+        cuts = np.rint(np.asarray(ends) * len(order)).astype(int)
+        for rows, part in zip(parts, np.split(order, cuts), strict=True):
+            rows.append(part)
+    return [frame.iloc[np.sort(np.concatenate(rows))].reset_index(drop=True) for rows in parts]

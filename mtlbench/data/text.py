@@ -67,7 +67,9 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, min_frequency: int
         special_tokens=[(token, vocabulary[token]) for token in (SPECIAL["cls"], SPECIAL["sep"])],
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, **{f"{role}_token": token for role, token in SPECIAL.items()}
+        tokenizer_object=tokenizer,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        **{f"{role}_token": token for role, token in SPECIAL.items()},
     )
 
 
@@ -99,6 +101,8 @@ class Encoded:
         word: (sum L,) int64, the index of the word that starts at this sub-word; -1 elsewhere.
         words_kept: (N,) int64, how many words have their first sub-word within `max_length`.
         truncated: (N,) bool, whether the text was cut at `max_length`.
+        token_type_ids: N rows of L, 1 on the second text of a pair; None for single texts and for tokenisers whose
+            model does not tell the two apart.
     """
 
     input_ids: Ragged
@@ -106,16 +110,24 @@ class Encoded:
     word: Tensor
     words_kept: np.ndarray
     truncated: np.ndarray
+    token_type_ids: Ragged | None = None
 
 
-def encode(texts: Sequence[str] | Sequence[Sequence[str]], *, tokenizer: Any, max_length: int | None) -> Encoded:
-    """Tokenises plain texts or texts already split into words.
+def encode(
+    texts: Sequence[str] | Sequence[Sequence[str]] | Sequence[tuple[str, str]],
+    *,
+    tokenizer: Any,
+    max_length: int | None,
+) -> Encoded:
+    """Tokenises plain texts, texts already split into words, or pairs of plain texts.
+
+    Pairs get the tokeniser's own separators; of one that is too long, the longer text is cut first.
 
     A word that the tokeniser makes nothing of (white space, control characters) becomes its unknown token, so that
     every word has a sub-word. An empty text has the special tokens alone.
 
     Args:
-        texts: N strings, or N sequences of words.
+        texts: N strings, N lists of words, or N tuples of two strings.
         tokenizer: a fast tokeniser of transformers, with a pad token.
         max_length: the most sub-words of a text, special tokens included; None for no cut.
 
@@ -126,11 +138,12 @@ def encode(texts: Sequence[str] | Sequence[Sequence[str]], *, tokenizer: Any, ma
         raise ValueError(f"{type(tokenizer).__name__} is no fast tokeniser; words cannot be aligned with sub-words.")
     if tokenizer.pad_token_id is None:
         raise ValueError(
-            f"The tokeniser '{tokenizer.name_or_path}' has no pad token; give it one, such as pad_token="
-            f"'{tokenizer.eos_token}'."
+            f"The tokeniser '{tokenizer.name_or_path}' has no pad token; give it one of its tokens, such as "
+            f"+encoder.tokenizer.pad_token='{tokenizer.eos_token}'."
         )
-    split = not all(isinstance(text, str) for text in texts)
-    words = _without_blanks(texts, tokenizer) if split else texts
+    pairs = len(texts) > 0 and isinstance(texts[0], tuple)
+    split = not pairs and not all(isinstance(text, str) for text in texts)
+    words = _without_blanks(texts, tokenizer) if split else list(texts)
     cut = max_length is not None
     found = tokenizer(words, is_split_into_words=split, truncation=cut, max_length=max_length).encodings
     ids = [encoding.ids for encoding in found]
@@ -148,6 +161,13 @@ def encode(texts: Sequence[str] | Sequence[Sequence[str]], *, tokenizer: Any, ma
         word=torch.from_numpy(word),
         words_kept=np.bincount(row[word >= 0], minlength=len(found)),
         truncated=np.array([bool(encoding.overflowing) for encoding in found], dtype=bool),
+        token_type_ids=Ragged(
+            torch.tensor([kind for encoding in found for kind in encoding.type_ids], dtype=torch.int64),
+            offsets=offsets,
+            pad=0,
+        )
+        if pairs and "token_type_ids" in tokenizer.model_input_names
+        else None,
     )
 
 
@@ -158,6 +178,17 @@ def _without_blanks(rows: Sequence[Sequence[str]], tokenizer: Any) -> list[list[
     if blank and tokenizer.unk_token is None:
         raise ValueError(f"The tokeniser makes nothing of the word {min(blank)!r} and has no unknown token for it.")
     return [[tokenizer.unk_token if word in blank else word for word in row] for row in rows]
+
+
+def shorten(rows: Sequence[Sequence[str]], *, tokenizer: Any, most: int) -> list[list[str]]:
+    """Cuts words after their first `most` sub-words."""
+    vocabulary = sorted({word for row in rows for word in row})
+    found = tokenizer(vocabulary, add_special_tokens=False).encodings if vocabulary else []
+    short = {
+        word: word[: one.offsets[most - 1][1]] if len(one.ids) > most else word
+        for word, one in zip(vocabulary, found, strict=True)
+    }
+    return [[short[word] for word in row] for row in rows]
 
 
 def align(encoded: Encoded, *, labels: Sequence[Sequence[int]]) -> Ragged:

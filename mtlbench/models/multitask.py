@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.models.encoders.base import Encoder
+from mtlbench.models.heads.generation import GenerationHead
 from mtlbench.models.sharing.base import Sharing
 from mtlbench.models.sharing.independent import Independent
 from mtlbench.tasks import Task
@@ -43,31 +44,60 @@ class MultiTaskModel(nn.Module):
                 return make_encoder()
 
         self.sharing = make_sharing(seeded_encoder, [task.name for task in tasks])
+        # Tasks whose heads are told the targets; and for each task those that have its head together with it.
+        self._guided = {task.name for task in tasks if task.generates}
+        self._groups = _groups(tasks, alone=isinstance(self.sharing, Independent))
         self.heads = nn.ModuleDict()
         for task in tasks:
-            with seeded(seed, f"head/{task.name}"):
-                self.heads[task.name] = task.head(self.sharing.features)
+            first = self._groups[task.name][0]
+            if first == task.name:
+                with seeded(seed, f"head/{task.name}"):
+                    self.heads[task.name] = task.head(self.sharing.features)
+            else:
+                self.heads[task.name] = self.heads[first]
 
     def forward(
-        self, inputs: Mapping[str, dict[str, Tensor]], tasks: Collection[str] | None = None
+        self,
+        inputs: Mapping[str, dict[str, Tensor]],
+        targets: Mapping[str, Tensor] | None = None,
+        tasks: Collection[str] | None = None,
     ) -> dict[str, Tensor]:
         """Outputs of the heads.
 
         Args:
             inputs: by dataset, the inputs of a batch.
+            targets: by task; those that generate read theirs one token behind (teacher forcing), others read none.
             tasks: only these tasks; None for all that the datasets label.
+
+        Raises:
+            ValueError: a task that generates has no targets; `generate` does without.
         """
         outputs: dict[str, Tensor] = {}
         for dataset, tensors in inputs.items():
             wanted = [name for name in self.datasets[dataset] if tasks is None or name in tasks]
             if wanted:
                 states = self.sharing(tensors, wanted)
-                outputs |= {name: self.heads[name](states[name]) for name in wanted}
+                for name in wanted:
+                    if name not in self._guided:
+                        outputs[name] = self.heads[name](states[name])
+                    elif targets is not None:
+                        outputs[name] = self.heads[name](states[name], targets[name])
+                    else:
+                        raise ValueError(f"Task {name!r} generates: give its targets, or call generate().")
         return outputs
+
+    @torch.no_grad()
+    def generate(self, inputs: dict[str, Tensor], task: str) -> Tensor:
+        """(B, L) token ids that a task's head generates from its dataset's inputs, by its beam search."""
+        head = self.heads[task]
+        if not isinstance(head, GenerationHead):
+            raise TypeError(f"Task {task!r} does not generate.")
+        return head.generate(self.sharing(inputs, [task])[task])
 
     def shared(self) -> list[nn.Module | nn.Parameter]:
         """What several tasks train together."""
-        return self.sharing.shared()
+        together = {group[0]: self.heads[group[0]] for group in self._groups.values() if len(group) > 1}
+        return [*self.sharing.shared(), *together.values()]
 
     def private(self) -> list[nn.Parameter]:
         """The parameters that single tasks train."""
@@ -85,6 +115,16 @@ class MultiTaskModel(nn.Module):
         if not isinstance(self.sharing, Independent):
             raise TypeError(f"{type(self.sharing).__name__} sharing has no network that is one task's alone.")
         return nn.ModuleList([self.sharing.encoders[task], self.heads[task]])
+
+
+def _groups(tasks: Sequence[Task], *, alone: bool) -> dict[str, list[str]]:
+    """For each task those that have one head together with it, itself among them, in order."""
+    members: dict[str, list[str]] = {}
+    for task in tasks:
+        if task.head_group is not None and not alone:
+            members.setdefault(task.head_group, []).append(task.name)
+    found = {name: group for group in members.values() for name in group}
+    return {task.name: found.get(task.name, [task.name]) for task in tasks}
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 from mtlbench.tasks.base import Task
 from mtlbench.tasks.classification import Classification
+from mtlbench.tasks.generation import Generation
 from mtlbench.tasks.multilabel import MultiLabel
 from mtlbench.tasks.regression import Regression
+from mtlbench.tasks.span import Span
 from mtlbench.tasks.tagging import Tagging
 
 TASK_TYPES: dict[str, type[Task]] = {
@@ -11,6 +13,8 @@ TASK_TYPES: dict[str, type[Task]] = {
     "tagging": Tagging,
     "regression": Regression,
     "multilabel": MultiLabel,
+    "generation": Generation,
+    "span": Span,
 }
 
-__all__ = ["TASK_TYPES", "Classification", "MultiLabel", "Regression", "Tagging", "Task"]
+__all__ = ["TASK_TYPES", "Classification", "Generation", "MultiLabel", "Regression", "Span", "Tagging", "Task"]

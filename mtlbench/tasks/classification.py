@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from types import MappingProxyType
 
 import torch
 import torchmetrics.classification as tmc
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from mtlbench.metrics import IGNORED
+from mtlbench.metrics.correlation import Matthews
 from mtlbench.models.heads.classification import ClassificationHead
 from mtlbench.tasks.base import Task
 
@@ -20,7 +21,9 @@ class Classification(Task):
     """One class of several. Targets (B,) int64."""
 
     primary = "accuracy"
-    perfect: ClassVar[Mapping[str, float]] = {"accuracy": 1.0, "macro_f1": 1.0}
+    perfect: Mapping[str, float] = MappingProxyType({"accuracy": 1.0, "macro_f1": 1.0})
+    more: Mapping[str, float] = MappingProxyType({"matthews": 1.0, "f1": 1.0})
+    needs_variety = frozenset({"matthews"})
 
     @staticmethod
     def labelled(targets: Tensor) -> Tensor:
@@ -35,10 +38,16 @@ class Classification(Task):
 
     def metrics(self) -> dict[str, Metric]:
         classes = self.info.num_outputs
-        return {
-            "accuracy": tmc.MulticlassAccuracy(classes, average="micro", validate_args=False),
-            "macro_f1": tmc.MulticlassF1Score(classes, average="macro", validate_args=False),
-        }
+        if "f1" in self.perfect and classes != 2:
+            raise ValueError(f"Task {self.name!r}: f1 is that of the second of two classes, and there are {classes}.")
+        return self._chosen(
+            {
+                "accuracy": lambda: tmc.MulticlassAccuracy(classes, average="micro", validate_args=False),
+                "macro_f1": lambda: tmc.MulticlassF1Score(classes, average="macro", validate_args=False),
+                "matthews": lambda: Matthews(classes, validate_args=False),
+                "f1": lambda: tmc.BinaryF1Score(validate_args=False),
+            }
+        )
 
     def trivial(self, targets: Tensor) -> Tensor:
         return torch.full_like(targets, int(self._train[self.labelled(self._train)].mode().values))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any
 
 import torch
 import torchmetrics.classification as tmc
@@ -20,7 +21,7 @@ class MultiLabel(Task):
     """Several yes-or-no labels of one example. Targets (B, C) float32 of 0 and 1, NaN where missing."""
 
     primary = "macro_f1"
-    perfect: ClassVar[Mapping[str, float]] = {"macro_f1": 1.0, "accuracy": 1.0}
+    perfect: Mapping[str, float] = MappingProxyType({"macro_f1": 1.0, "accuracy": 1.0})
 
     @staticmethod
     def labelled(targets: Tensor) -> Tensor:
@@ -39,10 +40,12 @@ class MultiLabel(Task):
     def metrics(self) -> dict[str, Metric]:
         labels = self.info.num_outputs
         options: dict[str, Any] = {"ignore_index": IGNORED, "validate_args": False}
-        return {
-            "macro_f1": tmc.MultilabelF1Score(labels, average="macro", **options),
-            "accuracy": tmc.MultilabelAccuracy(labels, average="micro", **options),
-        }
+        return self._chosen(
+            {
+                "macro_f1": lambda: tmc.MultilabelF1Score(labels, average="macro", **options),
+                "accuracy": lambda: tmc.MultilabelAccuracy(labels, average="micro", **options),
+            }
+        )
 
     def trivial(self, targets: Tensor) -> Tensor:
         return (self._train.nanmean(0) > 0.5).to(targets).expand_as(targets)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any
 
 import torch
 import torchmetrics.regression as tmr
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from mtlbench.data.tables import TaskInfo
+from mtlbench.metrics.correlation import Correlation
 from mtlbench.models.heads.regression import RegressionHead
 from mtlbench.tasks.base import Task
 
@@ -23,7 +25,9 @@ class Regression(Task):
     """
 
     primary = "rmse"
-    perfect: ClassVar[Mapping[str, float]] = {"rmse": 0.0, "mae": 0.0}
+    perfect: Mapping[str, float] = MappingProxyType({"rmse": 0.0, "mae": 0.0})
+    more: Mapping[str, float] = MappingProxyType({"pearson": 1.0, "spearman": 1.0})
+    needs_variety = frozenset({"pearson", "spearman"})
 
     def __init__(self, info: TaskInfo, train_targets: Tensor, *, head_options: Mapping[str, Any]) -> None:
         super().__init__(info, train_targets, head_options=head_options)
@@ -31,6 +35,9 @@ class Regression(Task):
         self.mean = known.mean().item()
         # A constant target has no scale of its own: its errors are left in its units.
         self.std = known.std(correction=0).item() or 1.0
+
+    def constants(self) -> dict[str, Any]:
+        return {"mean": self.mean, "std": self.std}
 
     @staticmethod
     def labelled(targets: Tensor) -> Tensor:
@@ -50,7 +57,14 @@ class Regression(Task):
         return torch.where(keep, outputs - targets, 0).square().sum() / count, count
 
     def metrics(self) -> dict[str, Metric]:
-        return {"rmse": tmr.MeanSquaredError(squared=False), "mae": tmr.MeanAbsoluteError()}
+        return self._chosen(
+            {
+                "rmse": lambda: tmr.MeanSquaredError(squared=False),
+                "mae": tmr.MeanAbsoluteError,
+                "pearson": lambda: Correlation(ranks=False),
+                "spearman": lambda: Correlation(ranks=True),
+            }
+        )
 
     def trivial(self, targets: Tensor) -> Tensor:
         return torch.full_like(targets, self.mean)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from types import MappingProxyType
 
 import torchmetrics.classification as tmc
 from torch import Tensor, nn
@@ -19,7 +19,8 @@ class Tagging(Classification):
     """A tag for each token. Targets (B, L) int64, -100 where there is none. Entities are read as BIO."""
 
     primary = "f1"
-    perfect: ClassVar[Mapping[str, float]] = {"f1": 1.0, "token_accuracy": 1.0}
+    perfect: Mapping[str, float] = MappingProxyType({"f1": 1.0, "token_accuracy": 1.0})
+    more: Mapping[str, float] = MappingProxyType({})
 
     def head(self, features: int) -> nn.Module:
         options = {k: v for k, v in self.head_options.items() if k != "pooling"}
@@ -32,8 +33,14 @@ class Tagging(Classification):
 
     def metrics(self) -> dict[str, Metric]:
         classes = self.info.num_outputs
-        token = tmc.MulticlassAccuracy(classes, average="micro", ignore_index=IGNORED, validate_args=False)
-        return {"f1": EntityF1(self.info.labels), "token_accuracy": token}
+        return self._chosen(
+            {
+                "f1": lambda: EntityF1(self.info.labels),
+                "token_accuracy": lambda: tmc.MulticlassAccuracy(
+                    classes, average="micro", ignore_index=IGNORED, validate_args=False
+                ),
+            }
+        )
 
     def update(self, metrics: Mapping[str, Metric], predictions: Tensor, targets: Tensor) -> None:
         for metric in metrics.values():

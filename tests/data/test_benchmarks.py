@@ -212,3 +212,46 @@ def test_school_has_139_tasks(data_dir):
 def test_a_directory_without_the_benchmark_is_named(name, tmp_path):
     with pytest.raises(FileNotFoundError, match=f"the dataset is missing: {tmp_path}"):
         load(name, str(tmp_path))
+
+
+# several datasets
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "dataset", "sizes", "column", "val"),
+    [
+        ("glue5", "cola", (7696, 855, 1043), "label", "a tenth of train"),
+        ("glue5", "rte", (2241, 249, 277), "label", "a tenth of train"),
+        ("glue5", "mrpc", (3576, 500, 1725), "label", "the official one"),
+        ("tagging3", "conll2000", (8042, 894, 2012), "chunk", "a tenth of train"),
+        ("intents", "banking77", (9003, 1000, 3080), "intent", "a tenth of train"),
+        ("fdu_mtl", "imdb", (1400, 200, 400), "label", "an eighth of train"),
+        ("ratings4", "amazon", (3051, 294, 363), "rating", "fold 1"),
+        ("tweeteval", "stance_climate", (355, 40, 169), "label", "the official one"),
+        ("bio_ner", "linnaeus", (11935, 4078, 7142), "ner", "the official one"),
+    ],
+)
+def test_splits_are_those_that_the_yaml_declares(name, dataset, sizes, column, val, data_dir):
+    frames = sources(name)[dataset].load(data_dir=data_dir)
+    found = {split: len(frames[split]) for split in SPLITS}
+    assert tuple(found.values()) == sizes, val
+    assert all(column in frame for frame in frames.values())
+    if frames["train"][column].map(type).eq(int).all():  # of a stratified part, the shares are train's own
+        means = [frames[split][column].mean() for split in ("train", "val")]
+        assert val == "the official one" or abs(means[0] - means[1]) < 0.01
+
+
+@pytest.mark.data
+def test_glue5_has_pairs_and_drops_what_its_tests_hold(data_dir, caplog):
+    data = load("glue5", data_dir, ["mrpc", "stsb"])
+    assert {name: len(split) for name, split in data.splits["train"].items()} == {"mrpc": 3273, "stsb": 5167}
+    assert (
+        "1,006 of the 3,384 distinct sentences of mrpc's test split stand in the training split of stsb" in caplog.text
+    )
+    assert "238 of the 2,549 distinct sentences of stsb's test split stand in the training split of mrpc" in caplog.text
+    for name in ("mrpc", "stsb"):
+        inputs = data.splits["test"][name].batch(torch.tensor([0, 1, 2]))["inputs"]
+        assert inputs["token_type_ids"].unique().tolist() == [0, 1]
+    assert (data.tasks["mrpc"].labels, data.tasks["mrpc"].metrics) == (("0", "1"), ("accuracy", "f1"))
+    assert data.tasks["stsb"].metrics == ("pearson", "spearman")

@@ -180,3 +180,83 @@ def test_random_split_refuses():
         random_split(frame, fractions={"train": 0.6, "val": 0.2, "test": 0.3}, seed=0)
     with pytest.raises(ValueError, match="Cannot split by 'b'; the columns are: a"):
         random_split(frame, fractions=FRACTIONS, by="b", seed=0)
+
+
+FRAME = pd.DataFrame({"x": range(40), "y": [0, 1, 1, 1] * 10, "domain": ["a", "b"] * 20, "fold": [*range(10)] * 4})
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A folder with the same 40 rows as train and as all, and two as test."""
+    (tmp_path / "set").mkdir()
+    for name, frame in (("train", FRAME), ("all", FRAME), ("test", FRAME.head(2))):
+        frame.to_csv(tmp_path / "set" / f"{name}.csv", index=False)
+    return str(tmp_path)
+
+
+TRAIN_TEST = {"train": "train.csv", "test": "test.csv"}
+
+
+def test_a_part_of_train_becomes_val(table):
+    given = {"fraction": 0.2, "seed": 0, "by": "y"}
+    frames = local_or_hub(data_dir=table, folder="set", files=TRAIN_TEST, val_from_train=given)
+    assert {split: len(frame) for split, frame in frames.items()} == {"train": 32, "test": 2, "val": 8}
+    assert sorted([*frames["train"]["x"], *frames["val"]["x"]]) == [*range(40)]
+    assert frames["train"]["x"].is_monotonic_increasing
+    assert frames["val"]["y"].mean() == frames["train"]["y"].mean() == 0.75
+    again = local_or_hub(data_dir=table, folder="set", files=TRAIN_TEST, val_from_train=given)
+    pd.testing.assert_frame_equal(again["val"], frames["val"])
+    other = local_or_hub(data_dir=table, folder="set", files=TRAIN_TEST, val_from_train={**given, "seed": 1})
+    assert not other["val"].equals(frames["val"])
+
+
+def test_a_column_says_which_fold_a_row_is_in(table):
+    split = {"column": "fold", "folds": {"val": [1, 2], "test": [0]}}
+    frames = local_or_hub(data_dir=table, folder="set", files={"all": "all.csv"}, split=split)
+    assert list(frames) == ["train", "val", "test"]
+    assert {name: set(frame["fold"]) for name, frame in frames.items()} == {
+        "train": {3, 4, 5, 6, 7, 8, 9},
+        "val": {1, 2},
+        "test": {0},
+    }
+
+
+def test_rows_of_one_domain(table):
+    frames = local_or_hub(data_dir=table, folder="set", files=TRAIN_TEST, where={"domain": "b"})
+    assert [set(frame["domain"]) for frame in frames.values()] == [{"b"}, {"b"}]
+    assert len(local_or_hub(data_dir=table, folder="set", files=TRAIN_TEST)["train"]) == 40  # the file's own rows
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"where": {"domain": "c"}}, "set, train: no row has domain=c; there is: a, b"),
+        ({"where": {"topic": "c"}}, "no column 'topic'"),
+        ({"val_from_train": {"fraction": 1.0, "seed": 0}}, "between 0 and 1, got 1.0"),
+        ({"val_from_train": {"fraction": 0.1, "seed": 0, "by": "z"}}, "Cannot split by 'z'"),
+        (
+            {"files": {**TRAIN_TEST, "val": "all.csv"}, "val_from_train": {"fraction": 0.1, "seed": 0}},
+            "for sets without a val split",
+        ),
+        ({"files": {"all": "all.csv"}, "split": {"column": "z", "folds": {}}}, "Cannot split by 'z'"),
+        (
+            {"files": {"all": "all.csv"}, "split": {"column": "fold", "folds": {"val": [1], "test": [1]}}},
+            "without a fold in both",
+        ),
+        (
+            {"files": {"all": "all.csv"}, "split": {"column": "fold", "folds": {"val": [1], "test": [11]}}},
+            "has no fold 11",
+        ),
+    ],
+)
+def test_divisions_that_cannot_be_are_refused(table, given, message):
+    with pytest.raises(ValueError, match=message):
+        local_or_hub(**{"data_dir": table, "folder": "set", "files": TRAIN_TEST, **given})
+
+
+def test_a_file_that_changed_is_read_again(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("x\n1\n")
+    assert read_table(path)["x"].tolist() == [1]
+    path.write_text("x\n1\n2\n")
+    assert read_table(path)["x"].tolist() == [1, 2]

@@ -10,13 +10,17 @@ from torch import Tensor, nn
 
 State = dict[str, Tensor]
 Pooling = Literal["first", "mean", "max", "last"]
+Activation = Literal["relu", "tanh", "gelu"]
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
 
 
-def perceptron(features: int, outputs: int, *, hidden: Sequence[int] = (), dropout: float = 0.0) -> nn.Sequential:
-    """Linear layers with ReLU between; dropout before each."""
+def perceptron(
+    features: int, outputs: int, *, hidden: Sequence[int] = (), activation: Activation = "relu", dropout: float = 0.0
+) -> nn.Sequential:
+    """Linear layers with an activation between; dropout before each."""
     layers: list[nn.Module] = []
     for width in hidden:
-        layers += [*_dropout(dropout), nn.Linear(features, width), nn.ReLU()]
+        layers += [*_dropout(dropout), nn.Linear(features, width), _ACTIVATIONS[activation]()]
         features = width
     return nn.Sequential(*layers, *_dropout(dropout), nn.Linear(features, outputs))
 

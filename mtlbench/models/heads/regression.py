@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from mtlbench.models.heads.base import Pooling, State, perceptron, pool
+from mtlbench.models.heads.base import Activation, Pooling, State, perceptron, pool
 
 
 class RegressionHead(nn.Module):
@@ -18,11 +18,12 @@ class RegressionHead(nn.Module):
         *,
         pooling: Pooling,
         hidden: Sequence[int] = (),
+        activation: Activation = "relu",
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.pooling = pooling
-        self.layers = perceptron(features, 1, hidden=hidden, dropout=dropout)
+        self.layers = perceptron(features, 1, hidden=hidden, activation=activation, dropout=dropout)
 
     def forward(self, state: State) -> Tensor:
         return self.layers(pool(state, self.pooling)).squeeze(-1)

@@ -1,4 +1,4 @@
-"""Metrics that torchmetrics lacks, on its Metric base so that they reduce over ranks alike."""
+"""Entity F1, on torchmetrics' Metric base so that it reduces over ranks."""
 
 from __future__ import annotations
 

@@ -1,0 +1,105 @@
+"""Texts that tasks generate -> token ids, and the references that generated texts are compared with."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+
+from mtlbench.data.inputs import Frames, Inputs, find_columns, show, words_of
+from mtlbench.data.names import TaskNode
+from mtlbench.data.span_targets import make_span_targets
+from mtlbench.data.tables import IGNORE, Ragged, Reference
+
+log = logging.getLogger(__name__)
+
+
+def read_targets(frame: pd.DataFrame, node: TaskNode, *, split: str) -> list[tuple[str, ...] | None]:
+    """Each row's right texts, None where missing: a cell holds one text, or a list of several.
+
+    Raises:
+        ValueError: a cell holds something else.
+    """
+    place = f"dataset '{node.dataset}', task '{node.name}', split '{split}'"
+    [name] = find_columns(frame, node.column, place=place)
+    column = frame[name] if node.where is None else frame[name].where(frame[node.where[0]] == node.where[1])
+    rows: list[tuple[str, ...] | None] = []
+    for row, cell in enumerate(column):
+        texts = tuple(cell) if isinstance(cell, (list, tuple)) else (cell,)
+        if not isinstance(cell, (str, list, tuple)) and pd.isna(cell):
+            rows.append(None)
+        elif texts and all(isinstance(text, str) for text in texts):
+            rows.append(texts)
+        else:
+            raise ValueError(f"{place}, row {row}: expected a text or a list of texts, got {show(cell)}.")
+    return rows
+
+
+def make_text_targets(
+    frames: Frames, node: TaskNode, inputs: Inputs
+) -> tuple[dict[str, Ragged], dict[str, Sequence[Reference | None]], dict[str, Any]]:
+    """Of each split the token ids (of the first text, with the end token) and the references; the token options.
+
+    The same tokeniser serves the inputs and the targets. Training targets beyond `max_length` are cut; references
+    never are.
+
+    Raises:
+        ValueError: the inputs are no text, or the tokeniser has no token to begin or end with.
+    """
+    if inputs.texts is None:
+        raise ValueError(f"Task '{node.name}' generates text, but the inputs of '{node.dataset}' are no text.")
+    tokenizer, limit = inputs.spec.tokenizer, node.options["max_length"]
+    tokens = {
+        "start": _first(tokenizer.cls_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id),
+        "end": _first(tokenizer.sep_token_id, tokenizer.eos_token_id),
+        "pad": tokenizer.pad_token_id,
+        "vocabulary": len(tokenizer),
+    }
+    if None in tokens.values():
+        raise ValueError(f"Task '{node.name}': the tokeniser needs tokens to start, end and pad; it has {tokens}.")
+    targets: dict[str, Ragged] = {}
+    references: dict[str, Sequence[Reference | None]] = {}
+    for split, frame in frames.items():
+        rows = read_targets(frame, node, split=split)
+        firsts = [texts[0] for texts in rows if texts is not None]
+        made = tokenizer(firsts, add_special_tokens=False)["input_ids"] if firsts else []
+        if cut := sum(len(ids) >= limit for ids in made):
+            log.warning(
+                "dataset '%s', task '%s', split '%s': max_length=%d cuts %d of %d targets.",
+                *(node.dataset, node.name, split, limit, cut, len(made)),
+            )
+        found = iter(made)
+        ids = [[IGNORE] if texts is None else [*next(found)[: limit - 1], tokens["end"]] for texts in rows]
+        targets[split] = Ragged(
+            torch.tensor(list(itertools.chain.from_iterable(ids)), dtype=torch.int64),
+            offsets=torch.tensor([0, *itertools.accumulate(map(len, ids))]),
+            pad=IGNORE,
+        )
+        if (targets[split].values == IGNORE).all():
+            raise ValueError(f"dataset '{node.dataset}', task '{node.name}', split '{split}': not one row has a label.")
+        references[split] = [
+            None if texts is None else Reference(source_of(source), texts)
+            for source, texts in zip(inputs.texts[split], rows, strict=True)
+        ]
+    return targets, references, tokens
+
+
+def source_of(text: Any) -> str:
+    """An input as one text: the words of a list, the two of a pair, divided by spaces."""
+    return text if isinstance(text, str) else " ".join(words_of(text))
+
+
+def target_texts(frames: Mapping[str, pd.DataFrame], node: TaskNode) -> list[str]:
+    """All training targets, for a tokeniser that is trained on both sides."""
+    return [text for texts in read_targets(frames["train"], node, split="train") for text in texts or ()]
+
+
+def _first(*tokens: int | None) -> int | None:
+    return next((token for token in tokens if token is not None), None)
+
+
+TEXT_TARGETS: dict[str, Any] = {"generation": make_text_targets, "span": make_span_targets}
