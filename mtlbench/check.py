@@ -45,10 +45,18 @@ NUMBERS: dict[str, tuple[type, float | None, bool]] = {
     "optimizer.weight_decay": (float, 0, False),
     "scheduler.warmup": (float, 0, False),
     "head.dropout": (float, 0, False),
+    "layer_lr_decay": (float, 0, False),
+    "encoder.dropout": (float, 0, True),
     "threads": (int, 1, True),
+    "mixing.steps_per_epoch": (int, 1, True),
+    "mixing.group_steps": (int, 1, False),
+    "mixing.bucket": (int, 1, False),
 }
 CHOICES: dict[str, tuple[str, ...]] = {
+    "encoder.attn_implementation": ("sdpa", "eager"),
     "head.pooling": ("first", "mean", "max", "last"),
+    "head.activation": ("relu", "tanh", "gelu"),
+    "data.overlaps": ("drop", "keep"),
     "loss_scale": ("none", "initial"),
     "engine.heads": ("raw", "weighted"),
     "engine.normalize": ("none", "match_equal"),

@@ -16,7 +16,11 @@ from mtlbench.confdir import KINDS, entries
 
 COMMANDS = {
     "train": "train: one run, or a sweep with -m (a Hydra app: overrides, --cfg job, --help)",
+    "evaluate": "test a finished run's saved weights again, and compare with what it recorded",
+    "predict": "predict with a finished run: JSON lines in, JSON lines out",
+    "export": "write one task of a finished run as a folder that plain transformers loads",
     "report": "compare finished runs: a table here, CSV and HTML files beside them",
+    "data": "data show BENCHMARK: its datasets' rows, lengths, labels, overlaps and examples",
     "list": "show what there is: balancers, encoders, sharings, benchmarks, mixings, experiments",
     "doctor": "check the installation, and say what to do about what is wrong",
 }
@@ -25,6 +29,7 @@ examples:
   mtlbench train benchmark=multidigits balancer=pcgrad seed=1
   mtlbench train -m benchmark=snips balancer=independent,equal,pcgrad seed=0,1,2
   mtlbench report runs/sweeps/2026-11-22_16-00-00
+  mtlbench predict runs/snips/2026-11-22_16-00-00_equal_seed=0 input.jsonl --task all
   eval "$(mtlbench -sc install=bash)"        completion of the overrides of train
 
 exit status: 0 done, 1 a run failed, 2 wrong command line or configuration, 130 interrupted
@@ -55,11 +60,23 @@ def _dispatch(arguments: list[str]) -> int:
         return train(arguments[1:])
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
         return _unknown("command", arguments[0], COMMANDS)
-    args = _parser().parse_args(arguments)
+    parser = _parser()
+    args, more = parser.parse_known_args(arguments)
+    if args.command == "data":  # argparse takes no overrides behind an option
+        args.overrides += [word for word in more if not word.startswith("-")]
+        more = [word for word in more if word.startswith("-")]
+    if more:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
     if args.command == "report":
         return _report(args.run_dirs, out=args.out)
+    if args.command == "data":
+        from mtlbench.launch.show import show
+
+        return show(args.benchmark, args.overrides, config_dir=args.config_dir)
     if args.command == "list":
         return _list(args.kind)
+    if args.command in ("evaluate", "predict", "export"):
+        return _after_training(args)
     from mtlbench.doctor import doctor
 
     return doctor()
@@ -81,6 +98,26 @@ def _parser() -> argparse.ArgumentParser:
     added["report"].add_argument(
         "--out", type=Path, metavar="DIR", help="where report.html and the CSV files go (default: the first RUN_DIR)"
     )
+    for name in ("evaluate", "predict", "export"):
+        added[name].add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the directory of a finished run")
+        added[name].add_argument(
+            "--trust-code", action="store_true", help="let the run's config call code from outside mtlbench"
+        )
+    added["evaluate"].add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="where the datasets lie (default: where they lay in training)"
+    )
+    added["predict"].add_argument("input", help='a file of lines such as {"text": "..."}; - for the standard input')
+    added["predict"].add_argument("--task", required=True, help="the task's name; all: every task, encoding once")
+    added["predict"].add_argument("--out", type=Path, metavar="FILE", help="default: the standard output")
+    added["predict"].add_argument("--batch-size", type=int, default=64, metavar="N", help="examples computed at once")
+    added["predict"].add_argument("--device", default="cpu", help="cpu (the default), cuda, mps")
+    added["export"].add_argument("out", type=Path, metavar="OUT", help="the folder to write")
+    added["export"].add_argument("--task", required=True, help="the task's name")
+    actions = added["data"].add_subparsers(dest="action", required=True, metavar="action")
+    shown = actions.add_parser("show", help=COMMANDS["data"].partition(": ")[2], description=COMMANDS["data"])
+    shown.add_argument("benchmark", metavar="BENCHMARK", help="a name that `mtlbench list benchmarks` shows")
+    shown.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the configuration, as for train")
+    shown.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder of your own configs, as for train")
     added["list"].add_argument(
         "kind", nargs="?", help="balancers, encoders, sharings, benchmarks, mixings, experiments"
     )
@@ -128,6 +165,30 @@ def _list(kind: str | None) -> int:
             table.add_row(*[entry.name, entry.description, entry.paper][: len(table.columns)])
         console.print(table)
     return 0
+
+
+def _after_training(args: argparse.Namespace) -> int:
+    from mtlbench.inference import commands
+
+    try:
+        if args.command == "evaluate":
+            return commands.run_evaluate(args.run_dir, data_dir=args.data_dir, trust_code=args.trust_code)
+        if args.command == "export":
+            return commands.run_export(args.run_dir, task=args.task, out=args.out, trust_code=args.trust_code)
+        return commands.run_predict(
+            args.run_dir,
+            args.input,
+            task=args.task,
+            out=args.out,
+            batch_size=args.batch_size,
+            device=args.device,
+            trust_code=args.trust_code,
+        )
+    except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        print(f"mtlbench {args.command}: {error}", file=sys.stderr)
+        return 2
 
 
 def _report(run_dirs: list[Path], *, out: Path | None) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mtlbench import record
 from mtlbench.balancing.base import Balancer, TaskSpec
-from mtlbench.data.build import DatasetSource, build
+from mtlbench.data.build import DatasetSource, Tables, build
 from mtlbench.data.tables import Data, InputSpec, TaskInfo
 from mtlbench.lit.callbacks import Recorder
 from mtlbench.lit.datamodule import MultiTaskDataModule
@@ -27,9 +27,12 @@ from mtlbench.lit.evaluation import whole
 from mtlbench.lit.module import MultiTaskModule
 from mtlbench.lit.selection import check_checkpoint, check_selection, quiet, select
 from mtlbench.models.encoders.base import Encoder
+from mtlbench.models.heads.classification import ClassificationHead
+from mtlbench.models.heads.regression import RegressionHead
 from mtlbench.models.multitask import MultiTaskModel
 from mtlbench.models.sharing.independent import Independent
 from mtlbench.results.records import read_summary, write_summary
+from mtlbench.saved import load_weights, save
 from mtlbench.tasks import TASK_TYPES, Task
 
 log = logging.getLogger(__name__)
@@ -92,21 +95,7 @@ def train(cfg: DictConfig, *, run_dir: Path, method: str | None = None, override
 
 def _run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     memory = record.PeakMemory()
-    if cfg.threads:
-        torch.set_num_threads(cfg.threads)
-    data = load_data(cfg)
-    targets = {dataset: whole(split) for dataset, split in data.splits["train"].items()}
-    tasks = [_make_task(cfg, info, targets[info.dataset][name]) for name, info in data.tasks.items()]
-    datamodule = MultiTaskDataModule(
-        data,
-        tasks,
-        instantiate(cfg.mixing, _partial_=True),
-        batch_size=cfg.data.batch_size,
-        eval_batch_size=cfg.data.eval_batch_size,
-        seed=cfg.seed,
-        num_workers=cfg.data.num_workers,
-    )
-    module = _make_module(cfg, data, tasks, steps_per_epoch=datamodule.mixing.steps_per_epoch)
+    data, tasks, datamodule, module = _set_up(cfg)
     recorder = Recorder(run_dir)
     trainer = _make_trainer(cfg, run_dir, recorder)
     check_selection(trainer, module)
@@ -117,13 +106,14 @@ def _run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         log.info("Going on from %s.", checkpoint)
     trainer.fit(module, datamodule, ckpt_path=str(checkpoint) if resume else None, weights_only=True)
     selected, val = select(trainer, module, datamodule)
+    save(run_dir, module.model, tasks=tasks, inputs=data.input_spec)
     result: dict[str, Any] = {
         "tasks": {
             task.name: {
                 "dataset": task.dataset,
                 "type": task.info.type,
                 "primary": task.primary,
-                "metrics": {m: {"higher_is_better": task.higher_is_better(m)} for m in task.perfect},
+                "metrics": {m: task.describe(m, value) for m, value in module.metrics_of(task.name).items()},
             }
             for task in tasks
         },
@@ -151,40 +141,97 @@ def _run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     return result | {"peak_memory_mb": memory.mb()}
 
 
-def load_data(cfg: DictConfig) -> Data:
-    """The benchmark's data in memory, with the encoder's tokenizer where there is text."""
-    sources = {
+def test(cfg: DictConfig, *, run_dir: Path) -> dict[str, float]:
+    """Tests the weights that a run saved, on the test split that `cfg` names, and writes nothing."""
+    _, _, datamodule, module = _set_up(cfg)
+    load_weights(module.model, run_dir)
+    quiet()
+    trainer = instantiate(
+        cfg.trainer, callbacks=[], logger=False, enable_checkpointing=False, enable_model_summary=False,
+        use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.test(module, datamodule, verbose=False)
+    return module.test
+
+
+def _set_up(cfg: DictConfig) -> tuple[Data, list[Task], MultiTaskDataModule, MultiTaskModule]:
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    data = load_data(cfg)
+    targets = {dataset: whole(split) for dataset, split in data.splits["train"].items()}
+    tasks = [_make_task(cfg, info, targets[info.dataset][name]) for name, info in data.tasks.items()]
+    datamodule = MultiTaskDataModule(
+        data,
+        tasks,
+        instantiate(cfg.mixing, _partial_=True),
+        batch_size=cfg.data.batch_size,
+        eval_batch_size=cfg.data.eval_batch_size,
+        seed=cfg.seed,
+        num_workers=cfg.data.num_workers,
+    )
+    module = _make_module(cfg, data, tasks, steps_per_epoch=datamodule.mixing.steps_per_epoch)
+    datamodule.check(module.balancer)
+    return data, tasks, datamodule, module
+
+
+def load_sources(cfg: DictConfig) -> dict[str, DatasetSource]:
+    """The benchmark's datasets, not read yet."""
+    return {
         name: DatasetSource(load=instantiate(node.load), input=_plain(node.input))
         for name, node in cfg.benchmark.datasets.items()
     }
+
+
+def load_data(cfg: DictConfig, *, tables: Tables | None = None) -> Data:
+    """The benchmark's data in memory, with the encoder's tokenizer where there is text; `tables` if read already."""
     tokenizer = cfg.encoder.get("tokenizer")
     return build(
-        datasets=sources,
+        datasets=load_sources(cfg),
         tasks=_plain(cfg.benchmark.tasks),
         select=None if cfg.tasks is None else list(cfg.tasks),
         data_dir=cfg.data.dir,
         tokenizer=None if tokenizer is None else instantiate(tokenizer, _partial_=True),
         max_length=cfg.data.max_length,
+        overlaps=cfg.data.overlaps,
+        tables=tables,
     )
 
 
 def _make_task(cfg: DictConfig, info: TaskInfo, train_targets: Tensor) -> Task:
-    node = cfg.benchmark.tasks.get(info.name)
-    own = {} if node is None else node.get("head", {})
-    options = _plain(OmegaConf.merge(cfg.head, own))
-    return TASK_TYPES[info.type](info, train_targets, head_options=options)
+    return TASK_TYPES[info.type](info, train_targets, head_options=head_options(cfg, info.name))
+
+
+def head_options(cfg: DictConfig, task: str) -> dict[str, Any]:
+    """The options of a task's head: those of all, and its own."""
+    node = cfg.benchmark.tasks.get(task)
+    return _plain(OmegaConf.merge(cfg.head, {} if node is None else node.get("head", {})))
+
+
+def make_network(cfg: DictConfig, tasks: Sequence[Task], inputs: dict[str, InputSpec]) -> MultiTaskModel:
+    """The network, initialised from the seed: encoder, sharing and the tasks' heads."""
+    encoder = {key: node for key, node in cfg.encoder.items() if key != "tokenizer"}
+    make_encoder = instantiate(encoder, _partial_=True, _convert_="all")
+    network = MultiTaskModel(
+        instantiate(cfg.sharing, _partial_=True), lambda: _encoder(make_encoder, inputs), tasks, seed=cfg.seed
+    )
+    _check_pooling(network)
+    return network
+
+
+def _check_pooling(network: MultiTaskModel) -> None:
+    causal = any(isinstance(part, Encoder) and part.causal for part in network.modules())
+    kinds = (ClassificationHead, RegressionHead)
+    first = [name for name, head in network.heads.items() if isinstance(head, kinds) and head.pooling == "first"]
+    if causal and first:
+        raise ValueError(
+            f"The encoder is decoder-only, where the first position sees no other, and {', '.join(first)} would be "
+            "told from that one alone: say head.pooling=last, or mean."
+        )
 
 
 def _make_module(cfg: DictConfig, data: Data, tasks: Sequence[Task], *, steps_per_epoch: int) -> MultiTaskModule:
     names = [task.name for task in tasks]
-    encoder = {key: node for key, node in cfg.encoder.items() if key != "tokenizer"}
-    make_encoder = instantiate(encoder, _partial_=True, _convert_="all")
-    model = MultiTaskModel(
-        instantiate(cfg.sharing, _partial_=True),
-        lambda: _encoder(make_encoder, data.input_spec),
-        tasks,
-        seed=cfg.seed,
-    )
+    model = make_network(cfg, tasks, data.input_spec)
     specs = [TaskSpec(task.name, task.info.type) for task in tasks]
     balancer: Balancer = instantiate(cfg.balancer, _partial_=True, _convert_="all")(
         num_tasks=len(tasks), seed=cfg.seed, tasks=specs
@@ -203,12 +250,14 @@ def _make_module(cfg: DictConfig, data: Data, tasks: Sequence[Task], *, steps_pe
         optimizer=instantiate(cfg.optimizer, _partial_=True),
         schedule=None if cfg.scheduler.name is None else _plain(cfg.scheduler),
         head_lr=head_lr,
+        layer_lr_decay=cfg.layer_lr_decay,
         loss_scale=cfg.loss_scale,
         splits=data.splits,
         joint=joint,
         steps_per_epoch=steps_per_epoch,
         seed=cfg.seed,
         log_every_n_steps=cfg.trainer.log_every_n_steps,
+        tokenizers={dataset: spec.tokenizer for dataset, spec in data.input_spec.items()},
     )
 
 

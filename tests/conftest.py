@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from absl import logging as absl_logging
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from mtlbench.confdir import conf_dir
+
+# absl, which rouge-score brings, closes its log handler's stream when logging is configured anew, as Hydra does, unless
+# that stream is the interpreter's own. Under pytest it would be the captured stderr of all later tests.
+absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 TINY = [
     "benchmark.datasets.digits.load.train=96",

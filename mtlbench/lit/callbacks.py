@@ -6,6 +6,7 @@ import csv
 import os
 import statistics
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mtlbench.lit.module import MultiTaskModule
 
 
 class Recorder(Callback):
-    """Writes `metrics.csv`, one row an epoch, and counts examples and time.
+    """Writes `metrics.csv`, one row an epoch, and counts time and examples, those of each dataset epoch by epoch.
 
     Its rows are in the checkpoint, so that a resumed run's file is that of an uninterrupted one.
     """
@@ -27,6 +28,7 @@ class Recorder(Callback):
         self.path = run_dir / "metrics.csv"
         self.rows: list[dict[str, float]] = []
         self.examples, self.seconds = 0, 0.0
+        self.drawn: Counter[str] = Counter()  # examples of each dataset in this epoch
         self._steps: list[float] = []  # seconds of each training step since the start or restart
 
     @property
@@ -49,13 +51,19 @@ class Recorder(Callback):
         now = time.perf_counter()
         self._steps.append(now - self._step_start)
         self.seconds, self._mark = self.seconds + now - self._mark, now
-        self.examples += sum(len(next(iter(part["inputs"].values()))) for part in batch.values())
+        drawn = {dataset: len(next(iter(part["inputs"].values()))) for dataset, part in batch.items()}
+        self.drawn.update(drawn)
+        self.examples += sum(drawn.values())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, MultiTaskModule)
         row: dict[str, float] = {"epoch": trainer.current_epoch, "step": trainer.global_step, "seconds": self.seconds}
         row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
-        self.rows.append(row | pl_module.means.row() | pl_module.val)
+        drawn: dict[str, float] = {f"drawn/{name}": self.drawn[name] for name in pl_module.model.datasets}
+        for logger in trainer.loggers:
+            logger.log_metrics(drawn, step=trainer.global_step)
+        self.drawn.clear()
+        self.rows.append(row | drawn | pl_module.means.row() | pl_module.val)
         columns = dict.fromkeys(key for row in self.rows for key in row)
         temporary = self.path.with_suffix(".tmp")
         with temporary.open("w", newline="", encoding="utf-8") as file:
@@ -65,11 +73,11 @@ class Recorder(Callback):
         os.replace(temporary, self.path)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "examples": self.examples, "seconds": self.seconds}
+        return {"rows": self.rows, "examples": self.examples, "seconds": self.seconds, "drawn": dict(self.drawn)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self.examples = list(state_dict["rows"]), state_dict["examples"]
-        self.seconds = state_dict["seconds"]
+        self.seconds, self.drawn = state_dict["seconds"], Counter(state_dict["drawn"])
 
 
 class LastCheckpoint(Checkpoint):

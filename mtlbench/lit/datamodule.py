@@ -9,7 +9,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from mtlbench.data.mixing import Mixing, Plan, Union, evaluation_loader, make_loader
+from mtlbench.balancing.base import Balancer
+from mtlbench.data.mixing import Mixing, Plan, Union, evaluation_loader, lengths, make_loader
 from mtlbench.data.tables import Data
 from mtlbench.tasks import Task
 
@@ -20,7 +21,7 @@ class MultiTaskDataModule(LightningDataModule):
     Args:
         data: the benchmark in memory.
         tasks: what encodes the training targets for the losses.
-        make_mixing: from (sizes, batch_size, seed) to a mixing.
+        make_mixing: from (sizes, batch_size, seed, lengths) to a mixing.
         batch_size: examples drawn from each dataset, as the mixing takes it.
         eval_batch_size: examples of a batch in validation and test.
         seed: of the order of the examples.
@@ -43,8 +44,19 @@ class MultiTaskDataModule(LightningDataModule):
         encode = {task.name: task.encode for task in tasks}
         self.train = {name: split.encoded(encode) for name, split in data.splits["train"].items()}
         sizes = {name: len(split) for name, split in data.splits["train"].items()}
-        self.mixing = make_mixing(sizes=sizes, batch_size=batch_size, seed=seed)
+        self.mixing = make_mixing(sizes=sizes, batch_size=batch_size, seed=seed, lengths=lengths(data.splits["train"]))
         self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
+
+    def check(self, balancer: Balancer) -> None:
+        """Raises ValueError where a step may leave out datasets, and the balancer needs the gradients of all tasks."""
+        if balancer.needs_all_tasks and not self.mixing.every_dataset:
+            name, mixing, least = type(balancer).__name__, type(self.mixing).__name__, len(self.mixing.sizes)
+            raise ValueError(
+                f"{name} compares the gradients of all tasks, and a step of the {mixing} mixing draws from some of the "
+                f"{least} datasets only. Say mixing.group_steps={least} (or more): a step then takes so many batches, "
+                f"at least one of each dataset, and {name} balances them as one. Or use mixing=joint, or a balancer "
+                "that needs the losses alone (equal, constant, uncertainty, dwa)."
+            )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         # On the CPU there is nothing to move, and looking at the targets of 40 tasks one by one costs 0.2 ms a step.

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torchmetrics import Metric
 
 from mtlbench.balancing.base import Balancer
 from mtlbench.data.tables import Split
@@ -22,7 +23,7 @@ from mtlbench.lit.optim import build_optimizer, build_schedule, total_steps
 from mtlbench.models.multitask import MultiTaskModel
 from mtlbench.tasks import Task
 
-Batch = dict[str, dict[str, dict[str, Tensor]]]  # dataset -> inputs, targets -> name -> tensor
+Batch = dict[str, dict[str, Any]]  # dataset -> inputs, targets -> name -> tensor; rows -> (B,)
 
 
 class MultiTaskModule(LightningModule):
@@ -40,12 +41,14 @@ class MultiTaskModule(LightningModule):
         optimizer: the optimizer class with its settings.
         schedule: settings of `build_schedule`; None for a constant rate.
         head_lr: learning rate of all heads, or of some by task.
+        layer_lr_decay: rate of an encoder's stage over that of the next.
         loss_scale: `initial` divides each task's loss by its first value.
         splits: the benchmark's splits by name and dataset, for the trivial predictors.
         joint: metrics over several tasks: name to the tasks that must all be right.
         steps_per_epoch: batches of an epoch.
         seed: seeds every step's random numbers (dropout), as a function of step and micro-batch.
         log_every_n_steps: how often step-level losses and weights go to the loggers.
+        tokenizers: dataset -> what turns the token ids of generated texts into texts.
     """
 
     def __init__(
@@ -58,12 +61,14 @@ class MultiTaskModule(LightningModule):
         optimizer: Callable[..., Optimizer],
         schedule: Mapping[str, Any] | None,
         head_lr: Mapping[str, float] | float | None,
+        layer_lr_decay: float,
         loss_scale: Literal["none", "initial"],
         splits: Mapping[str, Mapping[str, Split]],
         joint: Mapping[str, Sequence[str]],
         steps_per_epoch: int,
         seed: int,
         log_every_n_steps: int,
+        tokenizers: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.model, self.balancer, self.seed = model, balancer, seed
@@ -72,15 +77,20 @@ class MultiTaskModule(LightningModule):
             model.shared(), balancer, tasks=list(self.tasks), private=model.private(), **engine
         )
         self.joint = joint
+        self._generating = {task.name for task in tasks if task.generates}
         self.stopped: set[str] = set()  # tasks of independent networks that train no more
-        self.evaluations = {name: Evaluation(self.tasks, splits[name], joint, split=name) for name in ("val", "test")}
+        self.evaluations = {
+            name: Evaluation(self.tasks, splits[name], joint, split=name, tokenizers=tokenizers)
+            for name in ("val", "test")
+        }
         self.means = EpochMeans(list(self.tasks))
         self.val: dict[str, float] = {}  # of this epoch, empty where there was no validation
         self.initial_losses: Tensor
         initial = torch.full((len(tasks),), torch.nan if loss_scale == "initial" else 1.0, dtype=torch.float64)
         self.register_buffer("initial_losses", initial)
         self._scaled = loss_scale == "initial"
-        self._make_optimizer, self._schedule, self._head_lr = optimizer, schedule, head_lr
+        self._make_optimizer, self._schedule = optimizer, schedule
+        self._rates: dict[str, Any] = {"head_lr": head_lr, "layer_lr_decay": layer_lr_decay}
         self._steps_per_epoch = steps_per_epoch
         self._log_every = log_every_n_steps
         self.record: BalanceRecord | None = None  # of the last step
@@ -105,6 +115,7 @@ class MultiTaskModule(LightningModule):
         self._seed_forward(batch_idx)
         outputs = self.model(
             {dataset: part["inputs"] for dataset, part in batch.items()},
+            self._hints(batch),
             tasks=self.tasks.keys() - self.stopped if self.stopped else None,
         )
         losses: dict[str, Tensor] = {}
@@ -250,9 +261,26 @@ class MultiTaskModule(LightningModule):
         self._to_loggers({f"test/{name}": value for name, value in self.test.items()})
 
     def _evaluate(self, split: str, batch: Batch) -> None:
-        outputs = self.model({dataset: part["inputs"] for dataset, part in batch.items()})
+        outputs = self.model({dataset: part["inputs"] for dataset, part in batch.items()}, self._hints(batch))
+        evaluation = self.evaluations[split]
         for part in batch.values():
-            self.evaluations[split].update(outputs, part["targets"], keep=split == "test")
+            generated = {}
+            for name in self._generating & part["targets"].keys():
+                wanted = evaluation.wanted(name, part["rows"])
+                if wanted.any():
+                    inputs = {key: value[wanted] for key, value in part["inputs"].items()}
+                    generated[name] = self.model.generate(inputs, name)
+            evaluation.update(outputs, part["targets"], keep=split == "test", rows=part["rows"], generated=generated)
+
+    def _hints(self, batch: Batch) -> dict[str, Tensor] | None:
+        """The targets by task, for heads that are told them."""
+        if not self._generating:
+            return None
+        return {name: target for part in batch.values() for name, target in part["targets"].items()}
+
+    def metrics_of(self, task: str) -> dict[str, Metric]:
+        """A task's metrics, as computed last in validation."""
+        return self.evaluations["val"].metrics[task]
 
     def _log_step(self) -> None:
         assert self.record is not None
@@ -270,7 +298,7 @@ class MultiTaskModule(LightningModule):
     # ---------------------------------------------------------------- set-up and state
 
     def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(self._make_optimizer, self.model, self.balancer, head_lr=self._head_lr)
+        optimizer = build_optimizer(self._make_optimizer, self.model, self.balancer, **self._rates)
         if self._schedule is None:
             return optimizer
         total = total_steps(self.trainer, self._steps_per_epoch)
