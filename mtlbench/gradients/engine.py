@@ -202,15 +202,15 @@ class GradientEngine:
         gram: Tensor | None = None,
     ) -> BalanceRecord:
         """One backward of the losses, weighted with (1, A) weights."""
-        slope = torch.ones_like(batch.means) if slopes is None else slopes
+        scales = factor if slopes is None else slopes.to(batch.stacked) * factor
         plain = None
         if self.normalize == "match_equal" and self.shared:
-            cotangent = (slope * factor).to(batch.stacked)
+            cotangent = torch.ones_like(batch.stacked) * scales
             plain = _norm(
                 torch.autograd.grad(batch.stacked, self.shared, cotangent, retain_graph=True, allow_unused=True)
             )
         parameters = [*self.shared, *private]
-        cotangent = (weights[0].cpu() * slope * factor).to(batch.stacked)
+        cotangent = weights[0].to(batch.stacked) * scales
         grads = torch.autograd.grad(batch.stacked, parameters, cotangent, allow_unused=True)
         if plain is not None:
             ratio = _ratio(plain, _norm(grads[: len(self.shared)]))
