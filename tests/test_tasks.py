@@ -131,3 +131,9 @@ def test_splits_that_cannot_be_scored_are_refused() -> None:
         evaluation(torch.tensor([-100, -100]), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="Give the split varied labels"):
         evaluation(torch.tensor([0, 0]), torch.tensor([0, 0, 1]))
+
+
+def test_a_limit_that_leaves_a_task_out_is_named() -> None:
+    evaluate = evaluation(torch.tensor([0, 1]), torch.tensor([0, 1, 1]))
+    with pytest.raises(ValueError, match=r"No example of t was evaluated: .*limit_val_batches"):
+        evaluate.compute()

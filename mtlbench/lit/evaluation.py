@@ -138,7 +138,17 @@ class Evaluation:
             self._texts[name] += zip(places, texts, references, strict=True)
 
     def compute(self) -> dict[str, float]:
-        """`{task}/{metric}`, `{dataset}/{joint metric}`, `loss/{task}` and `score`."""
+        """`{task}/{metric}`, `{dataset}/{joint metric}`, `loss/{task}` and `score`.
+
+        Raises:
+            ValueError: a task was not evaluated at all.
+        """
+        unseen = [name for name in self.tasks if not self._losses[name][1]]
+        if unseen:
+            raise ValueError(
+                f"No example of {', '.join(unseen)} was evaluated: datasets are passed one after another, and "
+                "trainer.limit_val_batches or limit_test_batches ends before theirs. Raise the limit, or leave it out."
+            )
         values: dict[str, float] = {}
         scores = []
         for name, task in self.tasks.items():

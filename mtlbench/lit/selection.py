@@ -81,6 +81,10 @@ def select(
         }
         return {"tasks": tasks, "monitor": "val/score", "mode": "max", "value": val["score"]}, val
     (checkpoint,) = [c for c in _callbacks(trainer) if isinstance(c, ModelCheckpoint) and c.monitor is not None]
+    # It keeps no checkpoints: what is tried out is tested as it is.
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by a connector
+        val = _validate(trainer, module, datamodule)
+        return {"monitor": checkpoint.monitor, "mode": checkpoint.mode, "epoch": 0, "value": val["score"]}, val
     if checkpoint.best_model_score is None:
         raise ValueError("No epoch was validated, so none can be selected. Train at least one whole epoch.")
     best = torch.load(checkpoint.best_model_path, weights_only=True, map_location="cpu")

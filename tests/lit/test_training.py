@@ -223,3 +223,11 @@ def test_tensorboard(run: Run) -> None:
     assert {"val/score", "val/left/accuracy", "weight/left", "train/loss/right", "step/loss/left"} <= tags
     assert [point.step for point in events.Scalars("step/loss/left")] == list(range(6))
     assert events.Scalars("test/score")[-1].value == pytest.approx(summary["test"]["score"])
+
+
+@pytest.mark.parametrize("balancer", ["pcgrad", "independent"])
+def test_fast_dev_run_tries_everything_once(run: Run, balancer: str) -> None:
+    _, summary = run("a", "trainer.fast_dev_run=true", f"balancer={balancer}")
+    assert summary["status"] == "finished"
+    assert summary["steps"] == 1
+    assert "left/accuracy" in summary["test"]

@@ -7,6 +7,7 @@ nothing can be woven between its blocks, and neither freezing nor rates go layer
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -23,7 +24,7 @@ from transformers.masking_utils import (
 from mtlbench.models.encoders.base import State
 
 
-class First(nn.Module):
+class First(nn.Module, ABC):
     """A stage 0: refuses what the model has no position embedding for.
 
     Args:
@@ -44,9 +45,9 @@ class First(nn.Module):
             )
         return self.begin(state)
 
+    @abstractmethod
     def begin(self, state: State) -> State:
         """The state with what the blocks take."""
-        raise NotImplementedError
 
     def _types(self, state: State) -> dict[str, Tensor]:
         """`token_type_ids`, where the inputs have them and the architecture tells types apart."""
