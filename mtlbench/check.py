@@ -24,7 +24,7 @@ class ConfigError(ValueError):
 NUMBERS: dict[str, tuple[type, float | None, bool]] = {
     "seed": (int, 0, False),
     "data.batch_size": (int, 1, False),
-    "data.eval_batch_size": (int, 1, True),
+    "data.eval_batch_size": (int, 1, False),
     "data.num_workers": (int, 0, False),
     "data.max_length": (int, 1, True),
     "trainer.max_epochs": (int, -1, True),
