@@ -56,7 +56,7 @@ class Balancer(nn.Module, ABC):
     # Whether `after_step` wants the losses of the step's data after the update.
     needs_after_step: bool = False
     # Where the engine measures gradients, unless the user says otherwise.
-    measure: Literal["parameters", "last_layer"] = "parameters"
+    measure: Literal["parameters", "last_layer", "features"] = "parameters"
     # What the weights of one step sum to: T, 1, or nothing in particular.
     weights_sum: Literal["T", "1", "free"] = "free"
     properties: frozenset[Property] = frozenset()
@@ -74,8 +74,11 @@ class Balancer(nn.Module, ABC):
         self.num_tasks = num_tasks
         self.generator = torch.Generator().manual_seed(seed)
 
-    def transform(self, losses: Tensor) -> Tensor:
-        """Differentiable map of the losses (T,) whose gradients are balanced; the identity unless overridden."""
+    def transform(self, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
+        """Differentiable map of the losses (A,) whose gradients are balanced; the identity unless overridden.
+
+        Each result must be a function of its own loss alone. `active` as in `forward`.
+        """
         return losses
 
     def after_step(self, before: Tensor, after: Tensor) -> None:

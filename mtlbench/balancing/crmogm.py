@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mtlbench.balancing.base import Balancer, Property, TaskSpec, Weighting
 from mtlbench.balancing.checks import number
-from mtlbench.balancing.group_state import GroupState
+from mtlbench.balancing.state import GroupState
 
 
 def crmogm_weights(before: Tensor, found: Tensor, *, alpha: float = 0.9) -> Tensor:
@@ -68,13 +68,13 @@ class CRMOGM(Weighting):
     def forward(self, gramian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
         found = self.inner(gramian, losses, active=active)
         self.status = self.inner.status
-        state = self.weights.read(len(gramian))
+        state = self.weights.read(gramian)
         index = slice(None) if active is None else active.to(state.device)
         state[:, index] = crmogm_weights(state[:, index], found.to(state), alpha=self.alpha)
         return state[:, index].to(gramian)
 
-    def transform(self, losses: Tensor) -> Tensor:
-        return self.inner.transform(losses)
+    def transform(self, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
+        return self.inner.transform(losses, active=active)
 
     def after_step(self, before: Tensor, after: Tensor) -> None:
         self.inner.after_step(before, after)

@@ -64,7 +64,7 @@ class DBMTL(Aggregator):
         self.steps: Tensor  # of each task
         self.register_buffer("steps", torch.zeros(num_tasks, dtype=torch.int64))
 
-    def transform(self, losses: Tensor) -> Tensor:
+    def transform(self, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
         if (losses < 0).any():
             raise ValueError(
                 f"DB-MTL balances log losses and needs them positive, got {losses.tolist()}. Use losses bounded "

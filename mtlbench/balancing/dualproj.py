@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from mtlbench.balancing.base import Property, TaskSpec, Weighting
-from mtlbench.balancing.checks import number
-from mtlbench.balancing.upgrad import regularized
-from mtlbench.linalg import dual_cone, is_zero
+from mtlbench.balancing.cone import ConeProjection
 
 
-def dualproj_weights(gramian: Tensor, *, regularization: float = 0.0) -> Tensor:
-    """(A, A) Gramian -> (A,) float64 weights on its device (see `DualProj`)."""
-    preferences = torch.full((1, len(gramian)), 1 / len(gramian), dtype=torch.float64)
-    return dual_cone(regularized(gramian, regularization), preferences)[0]
-
-
-class DualProj(Weighting):
+class DualProj(ConeProjection):
     """Projection on the dual cone: gradient episodic memory's rule for tasks that are trained together.
 
         d = argmin |d - g0| over the d with g_i.d >= 0 for all tasks i, g0 the mean gradient
@@ -42,20 +31,5 @@ class DualProj(Weighting):
         together that is the mean, as TorchJD has it.
     """
 
-    properties = frozenset({Property.NON_CONFLICTING, Property.PERMUTATION_EQUIVARIANT})
-
-    def __init__(
-        self, *, num_tasks: int, seed: int, tasks: Sequence[TaskSpec] | None = None, regularization: float = 0.0
-    ) -> None:
-        super().__init__(num_tasks=num_tasks, seed=seed, tasks=tasks)
-        number(regularization, option="regularization", least=0)
-        self.regularization = regularization
-        if regularization > 0:
-            self.properties = frozenset({Property.PERMUTATION_EQUIVARIANT})
-
-    def forward(self, gramian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
-        weights = torch.stack([dualproj_weights(group, regularization=self.regularization) for group in gramian])
-        weights = weights.to(gramian)
-        zero = all(is_zero(group, row) for group, row in zip(gramian, weights, strict=True))
-        self.status = "degenerate" if zero else "solved"
-        return weights
+    def projected(self, size: int) -> Tensor:
+        return torch.full((1, size), 1 / size, dtype=torch.float64)

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from mtlbench.balancing.base import TaskSpec, Weighting
 from mtlbench.balancing.checks import number, one_of
-from mtlbench.balancing.group_state import GroupState
+from mtlbench.balancing.state import GroupState
 from mtlbench.linalg import is_zero
 
 # A target cosine of 1 is out of any correction's reach: the length of the correction grows without bound.
@@ -119,7 +119,7 @@ class GradVac(Weighting):
         self.targets = GroupState(num_tasks, num_tasks, value=0.0)
 
     def forward(self, gramian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
-        targets = self.targets.read(len(gramian))
+        targets = self.targets.read(gramian)
         index = torch.arange(self.num_tasks) if active is None else active.cpu()
         weights, updated = gradvac_weights(
             gramian,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mtlbench.balancing.base import TaskSpec
+from mtlbench.balancing.base import TaskSpec, select
 from mtlbench.balancing.imtl_g import IMTLG
 
 
@@ -20,10 +20,8 @@ class IMTL(IMTLG):
 
     The gradient of s_i is e^(s_i) l_i - 1: at the optimum every scaled loss is 1. The engine balances the
     gradients of `transform`, so `forward` sees those of the m_i, and a task's own parameters get e^(s_i)
-    times their gradient. The main optimizer learns s, without weight decay. Degenerate inputs as in `IMTLG`.
-
-    Raises:
-        ValueError: no Gramian, or losses of some of the tasks only: which s is whose would be unknown.
+    times their gradient. The main optimizer learns s, without weight decay; a task without labels in a step keeps its
+    s. Degenerate inputs as in `IMTLG`.
 
     Paper: Liu, Li, Kuang, Xue, Chen, Yang, Liao, Zhang 2021, ICLR, openreview IMPnRXEWpvr.
 
@@ -35,10 +33,6 @@ class IMTL(IMTLG):
         super().__init__(num_tasks=num_tasks, seed=seed, tasks=tasks)
         self.scales = nn.Parameter(torch.zeros(num_tasks))
 
-    def transform(self, losses: Tensor) -> Tensor:
-        if len(losses) != self.num_tasks:
-            raise ValueError(
-                f"IMTL scales each of its {self.num_tasks} tasks by a number of its own and got {len(losses)} losses. "
-                "It needs labels of all tasks in every step: use larger batches, or imtl_g."
-            )
-        return torch.exp(self.scales) * losses - self.scales
+    def transform(self, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
+        scales = select(self.scales, active)
+        return torch.exp(scales) * losses - scales

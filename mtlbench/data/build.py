@@ -93,7 +93,8 @@ def build(
                     text = found if isinstance(found, str) else " ".join(found)
                     if name not in masked or text not in seen:
                         yield text
-                    seen.add(text)
+                    if masked:
+                        seen.add(text)
         for node in expand(tasks).values():
             if node.type == "generation":
                 yield from target_texts(frames[node.dataset], node)

@@ -72,7 +72,7 @@ class MultiTaskDataModule(LightningDataModule):
                 f"{name} compares the gradients of all tasks, and a step of the {mixing} mixing draws from some of the "
                 f"{least} datasets only. Say mixing.group_steps={least} (or more): a step then takes so many batches, "
                 f"at least one of each dataset, and {name} balances them as one. Or use mixing=joint, or a balancer "
-                "that needs the losses alone (equal, constant, uncertainty, dwa)."
+                "that takes steps with some of the tasks, such as equal."
             )
 
         self.num_batches = Plan(self.mixing, batches=balancer.num_batches).batches

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import pickle
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
 
 from mtlbench.lit.callbacks import PerTaskSelection
 from mtlbench.lit.datamodule import MultiTaskDataModule
@@ -38,7 +38,7 @@ def check_selection(trainer: Trainer, module: MultiTaskModule) -> None:
         )
 
 
-def check_checkpoint(path: Path, module: MultiTaskModule) -> None:
+def check_checkpoint(path: Path, module: nn.Module) -> None:
     """Refuses a checkpoint that can't be gone on from.
 
     Raises:
@@ -48,7 +48,11 @@ def check_checkpoint(path: Path, module: MultiTaskModule) -> None:
         found = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
     except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} is no checkpoint that can be read ({error}). Delete it to start anew.") from error
-    own, theirs = _shapes(module.state_dict()), _shapes(found)
+    own, theirs = (
+        # A state whose size is that of the first step is extra state, which has no shape.
+        {name: getattr(value, "shape", None) for name, value in state.items()}
+        for state in (module.state_dict(), found)
+    )
     differing = [name for name in own | theirs if own.get(name, "none") != theirs.get(name, "none")]
     if differing:
         name = differing[0]
@@ -56,11 +60,6 @@ def check_checkpoint(path: Path, module: MultiTaskModule) -> None:
             f"{path} is of another model: {len(differing)} entries differ, first {name} (here {own.get(name)}, there "
             f"{theirs.get(name)}). Choose another run directory, or delete the checkpoint to start anew."
         )
-
-
-def _shapes(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Without those of a balancer, whose state may get its size in the first step."""
-    return {n: None if n.startswith("balancer.") else getattr(value, "shape", None) for n, value in state.items()}
 
 
 def select(

@@ -16,14 +16,14 @@ from mtlbench.data.tables import InputSpec
 from mtlbench.models.encoders.base import Encoder, Stage
 from mtlbench.train import train
 from tests.conftest import config
+from tests.lit.runs import curves, killed, last, weights
 from tests.lit.test_precision import scaler
-from tests.lit.test_training import Killed, curves, weights
 
 Run = Callable[..., tuple[Path, dict[str, Any]]]
 
 
 def saved(run_dir: Path) -> dict[str, Any]:
-    return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return last(run_dir)["state_dict"]
 
 
 def normed(*, spec: InputSpec, features: int, dropout: float, **unused: object) -> Encoder:
@@ -134,22 +134,10 @@ def test_micro_batches_equal_one_batch(run: Run) -> None:
     torch.testing.assert_close(saved(whole)["balancer.logits"], saved(parts)["balancer.logits"], rtol=1e-7, atol=0)
 
 
-def test_killed_and_resumed_equals_uninterrupted(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mtlbench.lit.module import MultiTaskModule
-
+def test_killed_and_resumed_equals_uninterrupted(run: Run, tmp_path: Path) -> None:
     overrides = (*NORMED, "balancer=famo", "trainer.max_epochs=4", "callbacks.last.every_n_steps=2")
     whole, _ = run("whole", *overrides)
-    step = MultiTaskModule.training_step
-
-    def dies(self: MultiTaskModule, batch: Any, batch_idx: int) -> Tensor:
-        if (self.current_epoch, batch_idx) == (2, 2):
-            raise Killed
-        return step(self, batch, batch_idx)
-
-    monkeypatch.setattr(MultiTaskModule, "training_step", dies)
-    with pytest.raises(Killed):
-        train(config(*overrides), run_dir=tmp_path / "killed")
-    monkeypatch.undo()
+    killed(config(*overrides), run_dir=tmp_path / "killed", at=(2, 2))
     train(config(*overrides), run_dir=tmp_path / "killed")
     left, right = saved(whole), saved(tmp_path / "killed")
     for key, value in left.items():

@@ -17,6 +17,7 @@ from mtlbench.lit.module import MultiTaskModule
 from mtlbench.results.records import read_summary
 from mtlbench.train import train
 from tests.conftest import config
+from tests.lit.runs import killed, weights
 
 Run = Callable[..., tuple[Path, dict[str, Any]]]
 KINDS = {"good": 1, "fine": 1, "great": 1, "bad": 0, "dull": 0, "poor": 0}
@@ -40,11 +41,6 @@ def data_dir(tmp_path: Path) -> str:
     return f"data.dir={tmp_path / 'data'}"
 
 
-def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    state = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    return {key: value for key, value in state.items() if key.startswith("model.")}
-
-
 def test_both_are_learnt_and_the_main_task_selects(run: Run, data_dir: str) -> None:
     run_dir, summary = run("a", *SMALL, data_dir, "balancer=pcgrad", "trainer.max_epochs=15", tiny=False)
     assert summary["test"]["sentiment/accuracy"] == 1.0
@@ -62,28 +58,14 @@ def test_both_are_learnt_and_the_main_task_selects(run: Run, data_dir: str) -> N
         model.predict(["a dull one"], task="mlm")
 
 
-class Killed(BaseException):
-    """Ends a run as a kill would: no handler of the run's own sees it as an error."""
-
-
 @pytest.mark.parametrize("mixing", [(), ("mixing=proportional", "mixing.group_steps=2")])
 def test_killed_within_an_epoch_and_resumed_equals_uninterrupted(
-    run: Run, data_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mixing: tuple[str, ...]
+    run: Run, data_dir: str, tmp_path: Path, mixing: tuple[str, ...]
 ) -> None:
     given = (*SMALL, data_dir, *mixing, "trainer.max_epochs=2", "callbacks.last.every_n_steps=1", "balancer=pcgrad")
     whole, reference = run("whole", *given, tiny=False)
     workers, _ = run("workers", *given, "data.num_workers=2", tiny=False)
-    step = MultiTaskModule.training_step
-
-    def dies(self: MultiTaskModule, batch: Any, batch_idx: int) -> torch.Tensor:
-        if (self.current_epoch, batch_idx) == (1, 2):
-            raise Killed
-        return step(self, batch, batch_idx)
-
-    monkeypatch.setattr(MultiTaskModule, "training_step", dies)
-    with pytest.raises(Killed):
-        train(config(*given, tiny=False), run_dir=tmp_path / "killed")
-    monkeypatch.undo()
+    killed(config(*given, tiny=False), run_dir=tmp_path / "killed", at=(1, 2))
     train(config(*given, tiny=False), run_dir=tmp_path / "killed")
     for other in (workers, tmp_path / "killed"):
         assert all(torch.equal(value, weights(other)[key]) for key, value in weights(whole).items())

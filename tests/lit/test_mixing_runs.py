@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from mtlbench.confdir import conf_dir
 from mtlbench.results.records import read_summary
 from mtlbench.train import train
+from tests.lit.runs import curves, killed, last, weights
 
 SIZES = {"large": 96, "small": 24}
 BENCHMARK = """
@@ -121,15 +122,9 @@ def test_a_group_equals_the_same_draws_accumulated(run: Train) -> None:
     one, first = run("one", *shared, "mixing.group_steps=4", "mixing.steps_per_epoch=3")
     four, second = run("four", *shared, "mixing.steps_per_epoch=12", "trainer.accumulate_grad_batches=4")
     assert first["steps"] == second["steps"] == 3
-    states = [
-        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for folder in (one, four)
-    ]
+    states = [last(folder)["state_dict"] for folder in (one, four)]
     for key, value in states[0].items():
         torch.testing.assert_close(value, states[1][key], rtol=1e-9, atol=1e-12)
-
-
-class Killed(BaseException):
-    """Ends a run as a kill would: no handler of the run's own sees it as an error."""
 
 
 @pytest.mark.parametrize(
@@ -140,34 +135,16 @@ def test_killed_within_an_epoch_and_resumed_equals_uninterrupted(
     run: Train,
     overrides: tuple[str, ...],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from mtlbench.lit.module import MultiTaskModule
-
     overrides = (*overrides, "mixing.steps_per_epoch=7", "callbacks.last.every_n_steps=2", "head.dropout=0.2")
     whole, reference = run("whole", *overrides)
-    step = MultiTaskModule.training_step
-
-    def dies(self: MultiTaskModule, batch: Any, batch_idx: int) -> torch.Tensor:
-        if (self.current_epoch, batch_idx) == (1, 4):
-            raise Killed
-        return step(self, batch, batch_idx)
-
-    monkeypatch.setattr(MultiTaskModule, "training_step", dies)
-    with pytest.raises(Killed):
-        train(make_config(*overrides), run_dir=tmp_path / "killed")
-    monkeypatch.undo()
-    checkpoint = torch.load(tmp_path / "killed" / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint = killed(make_config(*overrides), run_dir=tmp_path / "killed", at=(1, 4))
     assert checkpoint["global_step"] == 10  # the third of the second epoch
     train(make_config(*overrides), run_dir=tmp_path / "killed")
     resumed = read_summary(tmp_path / "killed")
-    first, second = (
-        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for folder in (whole, tmp_path / "killed")
-    )
-    assert all(torch.equal(first[key], second[key]) for key in first if key.startswith("model."))
-    curves = [pd.read_csv(folder / "metrics.csv").drop(columns="seconds") for folder in (whole, tmp_path / "killed")]
-    pd.testing.assert_frame_equal(*curves, check_exact=True)
+    first, second = weights(whole), weights(tmp_path / "killed")
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    pd.testing.assert_frame_equal(curves(whole), curves(tmp_path / "killed"), check_exact=True)
     assert resumed["test"] == reference["test"]
     assert resumed["examples_seen"] == reference["examples_seen"]
 

@@ -11,11 +11,10 @@ import pytest
 import torch
 
 from mtlbench.data.mixing import Joint, Plan
-from mtlbench.lit.module import MultiTaskModule
 from mtlbench.results.records import read_summary
 from mtlbench.train import train
 from tests.conftest import config
-from tests.lit.test_training import Killed, curves, weights
+from tests.lit.runs import curves, killed, weights
 
 Run = Callable[..., tuple[Path, dict[str, Any]]]
 
@@ -70,26 +69,14 @@ def test_micro_batches_make_one_step(run: Run) -> None:
     ],
     ids=lambda overrides: overrides[0],
 )
-def test_killed_and_resumed_equals_uninterrupted(
-    run: Run, balancer: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_and_resumed_equals_uninterrupted(run: Run, balancer: tuple[str, ...], tmp_path: Path) -> None:
     overrides = (
         *balancer, "encoder.dropout=0.2", "head.dropout=0.2", "trainer.max_epochs=3",
         "callbacks.last.every_n_steps=2", "scheduler=cosine", "loss_scale=initial",
     )  # fmt: skip
     whole, reference = run("whole", *overrides)
-    step = MultiTaskModule.training_step
-
-    def dies(self: MultiTaskModule, batch: Any, batch_idx: int) -> torch.Tensor:
-        if (self.current_epoch, batch_idx) == (1, 3):  # step 7 of 12, after the checkpoint at step 6
-            raise Killed
-        return step(self, batch, batch_idx)
-
-    monkeypatch.setattr(MultiTaskModule, "training_step", dies)
-    with pytest.raises(Killed):
-        train(config(*overrides), run_dir=tmp_path / "killed")
-    monkeypatch.undo()
-    checkpoint = torch.load(tmp_path / "killed" / "checkpoints" / "last.ckpt", weights_only=True)
+    # Step 7 of 12, after the checkpoint at step 6.
+    checkpoint = killed(config(*overrides), run_dir=tmp_path / "killed", at=(1, 3))
     assert checkpoint["global_step"] == 6
     train(config(*overrides), run_dir=tmp_path / "killed")
     resumed = read_summary(tmp_path / "killed")

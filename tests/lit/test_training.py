@@ -10,23 +10,13 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor
 
 from mtlbench.results.records import read_summary
 from mtlbench.train import train
 from tests.conftest import config
+from tests.lit.runs import curves, killed, weights
 
 Run = Callable[..., tuple[Path, dict[str, Any]]]
-
-
-def weights(run_dir: Path, name: str = "last") -> dict[str, Tensor]:
-    """The model's weights in a checkpoint, which must load without running code."""
-    state = torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
-    return {key: value for key, value in state.items() if key.startswith("model.")}
-
-
-def curves(run_dir: Path) -> pd.DataFrame:
-    return pd.read_csv(run_dir / "metrics.csv").drop(columns="seconds")
 
 
 def test_what_a_run_leaves_behind(run: Run) -> None:
@@ -75,35 +65,16 @@ def test_four_micro_batches_equal_one_batch(run: Run, balancer: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}")
 
 
-class Killed(BaseException):
-    """Ends a run as a kill would: no handler of the run's own sees it as an error."""
-
-
 @pytest.mark.parametrize("balancer", ["equal", "uncertainty", "dwa", "gradnorm", "pcgrad", "independent"])
-def test_killed_and_resumed_equals_uninterrupted(
-    run: Run, balancer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_and_resumed_equals_uninterrupted(run: Run, balancer: str, tmp_path: Path) -> None:
     overrides = (
         f"balancer={balancer}", "encoder.dropout=0.2", "head.dropout=0.2", "trainer.max_epochs=4",
         "callbacks.last.every_n_steps=2", "scheduler=cosine",
         "trainer.gradient_clip_val=1.0",
     )  # fmt: skip
     whole, reference = run("whole", *overrides)
-
-    from mtlbench.lit.module import MultiTaskModule
-
-    step = MultiTaskModule.training_step
-
-    def dies(self: MultiTaskModule, batch: Any, batch_idx: int) -> Tensor:
-        if (self.current_epoch, batch_idx) == (2, 2):  # step 8 of 12, after the checkpoint in mid-epoch at step 8
-            raise Killed
-        return step(self, batch, batch_idx)
-
-    monkeypatch.setattr(MultiTaskModule, "training_step", dies)
-    with pytest.raises(Killed):
-        train(config(*overrides), run_dir=tmp_path / "killed")
-    monkeypatch.undo()
-    checkpoint = torch.load(tmp_path / "killed" / "checkpoints" / "last.ckpt", weights_only=True)
+    # Step 8 of 12, after the checkpoint in mid-epoch at step 8.
+    checkpoint = killed(config(*overrides), run_dir=tmp_path / "killed", at=(2, 2))
     assert checkpoint["global_step"] == 8
     train(config(*overrides), run_dir=tmp_path / "killed")
     resumed = read_summary(tmp_path / "killed")
