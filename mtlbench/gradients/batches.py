@@ -24,11 +24,6 @@ class StepGradients(NamedTuple):
     pair: tuple[Tensor, Tensor]
     step: TaskGradients
 
-    def scaled(self, slopes: Tensor) -> StepGradients:
-        """The gradients with task i's multiplied by slopes[i]."""
-        first, second = (jacobian * slopes.to(jacobian)[:, None] for jacobian in self.pair)
-        return StepGradients((first, second), self.step.scaled(slopes))
-
 
 class BatchRows:
     """The rows of a step's three batches, each summed over its micro-batches."""

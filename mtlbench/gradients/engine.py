@@ -10,10 +10,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mtlbench.balancing.base import Aggregator, Balancer, Scalarizer, Weighting
-from mtlbench.gradients import partition
+from mtlbench.gradients import asking, partition
 from mtlbench.gradients.batches import BatchRows
-from mtlbench.gradients.last_layer import LastLayer, where
 from mtlbench.gradients.losses import MicroBatch, read
+from mtlbench.gradients.measure import Measure, Where
 from mtlbench.gradients.partition import Modules
 from mtlbench.gradients.record import BalanceRecord, expand
 from mtlbench.gradients.rows import Rows, TaskGradients, combine, gramian
@@ -34,9 +34,9 @@ class GradientEngine:
         balancer: decides the direction of the shared parameters.
         tasks: names of the tasks: the order of the rows and of the balancer's state.
         private: modules or parameters of single tasks (heads).
-        measure: where the Gramian is taken: all shared `parameters`, the `last_layer` (see `LastLayer`),
-            or a given shared module. The weights act on all shared parameters all the same. None: what the
-            balancer declares.
+        measure: where the Gramian is taken: all shared `parameters`, the `last_layer` (see `LastLayer`), the
+            `features` that all heads read (see `Features`), or a given shared module. The weights act on all
+            shared parameters all the same. None: what the balancer declares.
         heads: private parameters get their own task's gradient (`raw`), or that times the task's weight
             (`weighted`). A Scalarizer always weights heads as its objective does.
         normalize: `match_equal` rescales the shared direction to the norm of the plain sum of the task
@@ -53,7 +53,7 @@ class GradientEngine:
         *,
         tasks: Sequence[str],
         private: Modules = (),
-        measure: Literal["parameters", "last_layer"] | nn.Module | None = None,
+        measure: Where | None = None,
         heads: Literal["raw", "weighted"] = "raw",
         normalize: Literal["none", "match_equal"] = "none",
     ) -> None:
@@ -81,22 +81,22 @@ class GradientEngine:
         self.step = 0  # named in errors; to be set after a restart
         self._rows: Rows | None = None  # the step's micro-batches so far
         self._batch_rows: BatchRows | None = None  # the same of several batches
-        self._own = [p for p in balancer.parameters() if p.requires_grad]
         by_layer = isinstance(balancer, Weighting) and balancer.groups == "layer"
         self._groups = partition.layer_groups(shared, self.shared) if by_layer else [0] * len(self.shared)
-        # Where a Weighting measures: None is all shared parameters.
-        self._measured: Sequence[nn.Parameter] | LastLayer | None = None
-        if isinstance(balancer, Weighting):
-            self._measured = where(shared, self.shared, balancer.measure if measure is None else measure)
-            if by_layer and self._measured is not None:
-                raise ValueError(f"{name} weighs each layer by itself and so needs measure='parameters'.")
-        elif measure is not None:
+        if measure is not None and not isinstance(balancer, Weighting):
             raise ValueError(f"measure says where a Gramian is taken, and {name} does not look at one.")
+        self._measure = Measure(shared, groups=self._groups, place=balancer.measure if measure is None else measure)
+        if by_layer and not self._measure.everywhere:
+            raise ValueError(f"{name} weighs each layer by itself and so needs measure='parameters'.")
+        if self._measure.features and balancer.num_batches > 1:
+            raise ValueError(
+                f"{name} compares the gradients of several batches, and features of different examples have "
+                "nothing to compare: say measure='parameters'."
+            )
 
     def close(self) -> None:
         """Removes the hooks that a measure may have put on shared modules."""
-        if isinstance(self._measured, LastLayer):
-            self._measured.close()
+        self._measure.close()
 
     def backward(
         self,
@@ -133,21 +133,20 @@ class GradientEngine:
         for batch in batches:
             if not scaled and not batch.finite:
                 self._rows = self._batch_rows = None
+                self._measure.forget()
                 self._raise_non_finite("loss", batch.active, batch.means)
         batch = batches[0]
         if len(batches) > 1:
             self._batch_rows = self._batch_rows or BatchRows(self.shared, self.private, num_tasks=len(self.tasks))
-            if batch.active:
-                self._find_last_layer(batch)
+            self._measure.see(batch)
             self._batch_rows.add(batches, factor)
             if accumulate:
                 return None
             several, self._batch_rows = self._batch_rows, None
             record = self._balance_batches(several, factor, scaled=scaled)
         elif accumulate or self._rows is not None:
-            if self._rows is None:
-                self._rows = Rows(self.shared, self.private, num_tasks=len(self.tasks), weigh=True)
-            self._find_last_layer(batch)
+            self._rows = self._rows or self._measure.rows(self.private, num_tasks=len(self.tasks))
+            self._measure.see(batch)
             self._rows.add(batch, factor)
             if accumulate:
                 return None
@@ -156,9 +155,9 @@ class GradientEngine:
         elif not batch.active or not batch.finite:
             record = self._skip(batch.active, batch.means)
         elif isinstance(self.balancer, Scalarizer):
-            weights = self._objective_weights(batch.active, batch.means, factor)
+            weights = asking.objective_weights(self.balancer, batch.active, batch.means, factor)
             record = self._weighted_backward(batch, weights, factor, private=self.private)
-        elif self._measured is not None:
+        elif not self._measure.everywhere:
             record = self._measure_then_weigh(batch, factor, scaled=scaled)
         else:
             rows = Rows(self.shared, self.private, num_tasks=len(self.tasks), weigh=False)
@@ -188,17 +187,18 @@ class GradientEngine:
             return self._skip(grads.active, grads.means)
         gram = weights = None
         if isinstance(self.balancer, Scalarizer):
-            weights = self._objective_weights(grads.active, grads.means, factor)
+            weights = asking.objective_weights(self.balancer, grads.active, grads.means, factor)
             direction = combine(weights, rows.blocks(grads.jacobian), self._groups)
         else:
-            losses, slopes = self._transform(grads.means, factor)
-            grads = grads if slopes is None else grads.scaled(slopes)
+            losses, slopes = asking.transform(self.balancer, grads.active, grads.means, factor)
             if isinstance(self.balancer, Weighting):
-                gram = self._gramian(rows, grads.jacobian, factor)
-                weights = self._call_weighting(gram, losses, grads.active)
+                gram = _scaled(self._measure.gramian(rows, grads.jacobian), slopes, factor)
+                weights = self._weigh(gram, losses, grads.active)
+            grads = grads if slopes is None else grads.scaled(slopes)
+            if weights is not None:
                 direction = combine(weights, rows.blocks(grads.jacobian), self._groups)
             else:
-                active = self._subset(grads.active, grads.jacobian.device)
+                active = asking.subset(self.balancer, grads.active, grads.jacobian.device)
                 direction = self.balancer(grads.jacobian / factor, losses.to(grads.jacobian), active=active) * factor
         if self.normalize == "match_equal":
             direction = direction * _ratio(grads.jacobian.sum(0).norm(), direction.norm())
@@ -216,32 +216,31 @@ class GradientEngine:
         ]
         if not active or not all(finite):
             return self._skip(active, means)
-        losses, slopes = self._transform(means, factor)
-        grads = grads if slopes is None else grads.scaled(slopes)
-        gram = self._gramian(rows.last, grads.pair[0], factor, grads.pair[1])
-        weights = self._call_weighting(gram, losses, active)
-        direction = combine(weights, rows.last.blocks(grads.step.jacobian), self._groups)
+        losses, slopes = asking.transform(self.balancer, active, means, factor)
+        gram = _scaled(self._measure.gramian(rows.last, *grads.pair), slopes, factor)
+        weights = self._weigh(gram, losses, active)
+        step = grads.step if slopes is None else grads.step.scaled(slopes)
+        direction = combine(weights, rows.last.blocks(step.jacobian), self._groups)
         if self.normalize == "match_equal":
-            direction = direction * _ratio(grads.step.jacobian.sum(0).norm(), direction.norm())
+            direction = direction * _ratio(step.jacobian.sum(0).norm(), direction.norm())
         rows.last.write(direction)
-        self._write_private(grads.step, weights)
+        self._write_private(step, weights)
         return self._record(active, means, weights, gram)
 
     def _measure_then_weigh(self, batch: MicroBatch, factor: float, *, scaled: bool) -> BalanceRecord:
-        """A Weighting measured at one module: its rows there first, then one weighted backward for the rest."""
-        self._find_last_layer(batch)
+        """A Weighting measured at one place: its rows there first, then one weighted backward for the rest."""
+        measured = self._measure.inputs(batch)
         raw = self.heads == "raw"
-        rows = Rows(self._measured_now(), self.private if raw else [], num_tasks=len(self.tasks), weigh=False)
+        rows = Rows(measured, self.private if raw else [], num_tasks=len(self.tasks), weigh=False)
         rows.add(batch, factor, retain_graph=True)
         grads = rows.mean()
         if not self._finite(grads, scaled=scaled):
             return self._skip(batch.active, batch.means)
-        losses, slopes = self._transform(grads.means, factor)
-        grads = grads if slopes is None else grads.scaled(slopes)
-        gram = gramian(rows.blocks(grads.jacobian), [0] * len(self._measured_now())) / factor**2
-        weights = self._call_weighting(gram, losses, batch.active)
+        losses, slopes = asking.transform(self.balancer, grads.active, grads.means, factor)
+        gram = _scaled(gramian(rows.blocks(grads.jacobian), [0] * len(measured)), slopes, factor)
+        weights = self._weigh(gram, losses, batch.active)
         if raw:
-            self._write_private(grads, None)
+            self._write_private(grads if slopes is None else grads.scaled(slopes), None)
         private = [] if raw else self.private
         return self._weighted_backward(batch, weights, factor, private=private, slopes=slopes, gram=gram)
 
@@ -274,62 +273,12 @@ class GradientEngine:
             parameter.grad = grad
         return self._record(batch.active, batch.means, weights, gram)
 
-    # ---------------------------------------------------------------- asking the balancer
-
-    def _objective_weights(self, active: list[int], means: Tensor, factor: float) -> Tensor:
-        """(1, A) d objective / d losses at the step's losses; the balancer's own `.grad` is of the same derivative."""
-        device = self._own[0].device if self._own else means.device
-        leaf = means.to(device).detach().requires_grad_()  # `means` itself is recorded
-        objective = self.balancer(self.balancer.transform(leaf), active=self._subset(active, device))
-        weights, *own = torch.autograd.grad(objective, [leaf, *self._own], allow_unused=True)
-        for parameter, grad in zip(self._own, own, strict=True):
-            parameter.grad = None if grad is None else grad * factor
-        return weights[None]
-
-    def _transform(self, means: Tensor, factor: float) -> tuple[Tensor, Tensor | None]:
-        """Transformed losses (A,) and their slopes (A,), None for the identity; writes the balancer's own `.grad`."""
-        if type(self.balancer).transform is Balancer.transform:
-            return means, None
-        device = self._own[0].device if self._own else means.device
-        leaf = means.to(device).detach().requires_grad_()  # `means` itself is recorded
-        losses = self.balancer.transform(leaf)
-        slopes, *own = torch.autograd.grad(losses.sum(), [leaf, *self._own], allow_unused=True)
-        for parameter, grad in zip(self._own, own, strict=True):
-            parameter.grad = None if grad is None else grad * factor
-        return losses.detach().cpu(), slopes.cpu()
-
-    def _call_weighting(self, gram: Tensor, losses: Tensor, active: list[int]) -> Tensor:
+    def _weigh(self, gram: Tensor, losses: Tensor, active: list[int]) -> Tensor:
+        assert isinstance(self.balancer, Weighting)
         try:
-            with torch.no_grad():
-                weights = self.balancer(gram, losses.to(gram.device), active=self._subset(active, gram.device))
-        except RuntimeError as error:  # an unsolved problem: say whose and when
+            return asking.weigh(self.balancer, gram, losses, active)
+        except RuntimeError as error:  # say whose and when
             raise RuntimeError(f"{type(self.balancer).__name__} at step {self.step}: {error}") from error
-        if weights.shape != gram.shape[:2]:
-            expected, name = tuple(gram.shape[:2]), type(self.balancer).__name__
-            raise RuntimeError(f"{name} returned weights of shape {tuple(weights.shape)}, expected {expected}.")
-        return weights
-
-    def _gramian(self, rows: Rows, jacobian: Tensor, factor: float, other: Tensor | None = None) -> Tensor:
-        """Of the rows (A, P) where the balancer measures them; with `other` their products with those."""
-        blocks = self._blocks(rows, jacobian)
-        groups = self._groups if self._measured is None else [0] * len(blocks)
-        return gramian(blocks, groups, None if other is None else self._blocks(rows, other)) / factor**2
-
-    def _blocks(self, rows: Rows, jacobian: Tensor) -> Sequence[Tensor]:
-        return rows.blocks(jacobian) if self._measured is None else rows.columns(jacobian, self._measured_now())
-
-    def _find_last_layer(self, batch: MicroBatch) -> None:
-        """Must see losses whose graph is alive."""
-        if isinstance(self._measured, LastLayer):
-            self._measured.find(batch.losses)
-
-    def _measured_now(self) -> Sequence[nn.Parameter]:
-        found = self._measured.parameters if isinstance(self._measured, LastLayer) else self._measured
-        assert found is not None
-        return found
-
-    def _subset(self, active: list[int], device: torch.device) -> Tensor | None:
-        return None if len(active) == len(self.tasks) else torch.tensor(active, device=device)
 
     # ---------------------------------------------------------------- writing, recording, refusing
 
@@ -351,7 +300,8 @@ class GradientEngine:
 
     def _skip(self, active: list[int], means: Tensor) -> BalanceRecord:
         """No balanced step: gradients are None where no task had a label, NaN where a number was not finite."""
-        for parameter in [*self.shared, *self.private, *self._own]:
+        self._measure.forget()
+        for parameter in [*self.shared, *self.private, *asking.own_parameters(self.balancer)]:
             parameter.grad = torch.full_like(parameter, torch.nan) if active else None
         return self._record(active, means, None, None)._replace(status="skipped")
 
@@ -378,3 +328,9 @@ def _norm(grads: Sequence[Tensor | None]) -> Tensor:
 def _ratio(target: Tensor, norm: Tensor) -> float:
     """What rescales `norm` to `target`; a zero direction stays zero."""
     return float(target / norm) if norm > 0 else 1.0
+
+
+def _scaled(gram: Tensor, slopes: Tensor | None, factor: float) -> Tensor:
+    """From the Gramian of `factor` times the losses' gradients to that of the transformed losses'."""
+    gram = gram / factor**2
+    return gram if slopes is None else gram * torch.outer(slopes, slopes).to(gram)

@@ -1,14 +1,14 @@
-"""Where gradients are measured: above all the last shared layer, which GradNorm asks for."""
+"""The last shared layer, where GradNorm measures gradients."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mtlbench.gradients.partition import Modules, members, parameters
+from mtlbench.gradients.partition import Modules, members
 
 
 class LastLayer:
@@ -75,23 +75,3 @@ def _matrices(module: nn.Module) -> list[nn.Parameter]:
 def _reaches(loss: Tensor, weights: list[nn.Parameter]) -> bool:
     found = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
     return any(g is not None and p.ndim >= 2 for g, p in zip(found, weights, strict=True))
-
-
-def where(
-    modules: Modules, shared: list[nn.Parameter], measure: Literal["parameters", "last_layer"] | nn.Module
-) -> Sequence[nn.Parameter] | LastLayer | None:
-    """What `measure` means: None is all shared parameters.
-
-    Raises:
-        ValueError: `measure` is none of the three, or a module that is not shared.
-    """
-    if measure == "parameters":
-        return None
-    if measure == "last_layer":
-        return LastLayer(modules)
-    if not isinstance(measure, nn.Module):
-        raise ValueError(f"measure is parameters, last_layer or a shared module; got {measure!r}.")
-    measured = parameters(measure)
-    if not measured or not {id(p) for p in measured} <= {id(p) for p in shared}:
-        raise ValueError(f"measure={type(measure).__name__} must own trainable parameters, all of them shared.")
-    return measured

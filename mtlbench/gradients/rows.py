@@ -39,7 +39,7 @@ class Rows:
     """The rows of one step, summed over its micro-batches.
 
     Args:
-        shared: the parameters behind the columns.
+        shared: the parameters behind the columns; features for rows that are never written.
         private: parameters of single tasks; their gradients are kept per task, None where not reached.
         num_tasks: T.
         weigh: sum count x gradient, to be divided by the total counts at the end; where a step has one
@@ -51,13 +51,16 @@ class Rows:
     """
 
     def __init__(
-        self, shared: Sequence[nn.Parameter], private: Sequence[nn.Parameter], *, num_tasks: int, weigh: bool
+        self, shared: Sequence[Tensor], private: Sequence[nn.Parameter], *, num_tasks: int, weigh: bool
     ) -> None:
         self._shared, self._inputs, self._weigh = shared, [*shared, *private], weigh
         self._sizes = [p.numel() for p in shared]
         self._filled = [False] * num_tasks
         like = shared[0] if shared else torch.empty(0)
-        self._jacobian = torch.zeros(num_tasks, sum(self._sizes), dtype=like.dtype, device=like.device)
+        self.device = like.device
+        # Features may come in half precision, too coarse for inner products.
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        self._jacobian = torch.zeros(num_tasks, sum(self._sizes), dtype=dtype, device=like.device)
         self._private: list[list[Tensor | None]] = [[None] * len(private) for _ in range(num_tasks)]
         self._reached = [False] * len(shared)
         self.sums = torch.zeros(num_tasks, dtype=torch.float64)
@@ -127,7 +130,7 @@ class Rows:
     def write(self, direction: Tensor) -> None:
         """Writes the direction (P,) to the shared parameters' `.grad`; None where no task reaches."""
         for p, column, reached in zip(self._shared, direction.split(self._sizes), self._reached, strict=True):
-            p.grad = column.view_as(p) if reached else None
+            p.grad = column.view_as(p).to(p.dtype) if reached else None
 
 
 def gramian(blocks: Sequence[Tensor], groups: Sequence[int], others: Sequence[Tensor] | None = None) -> Tensor:

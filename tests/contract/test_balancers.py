@@ -54,19 +54,41 @@ class Step(NamedTuple):
 
 def step(balancer: Balancer, jacobian: Tensor, losses: Tensor, active: Tensor | None = None) -> Step:
     """What the engine makes of one step with the active tasks' gradients (A, P) and losses (A,)."""
-    before = jacobian.clone(), losses.clone()
     for parameter in balancer.parameters():
         parameter.grad = None
+    leaf = losses.clone().requires_grad_()
+    moved = balancer.transform(leaf, active=active)
+    assert moved.shape == losses.shape
     if isinstance(balancer, Scalarizer):
-        leaf = losses.clone().requires_grad_()
-        objective = balancer(leaf, active=active)
+        objective = balancer(moved, active=active)
         assert objective.shape == ()
         assert objective.dtype == losses.dtype
         objective.backward()
         assert leaf.grad is not None
         weights = leaf.grad.double()[None]
         result = Step(weights[0] @ jacobian, weights)
-    elif isinstance(balancer, Weighting):
+    else:
+        moved.sum().backward()
+        assert leaf.grad is not None
+        result = _of_gradients(balancer, leaf.grad.double()[:, None] * jacobian, moved.detach(), active)
+    assert result.direction.isfinite().all()
+    assert result.weights is None or result.weights.isfinite().all()
+    assert balancer.status in ("solved", "degenerate")
+    with torch.no_grad():
+        for parameter in balancer.parameters():
+            if parameter.grad is not None:
+                assert parameter.grad.isfinite().all()
+                parameter.sub_(0.01 * parameter.grad)
+    if balancer.needs_after_step:
+        every = torch.full((balancer.num_tasks,), torch.nan, dtype=torch.float64)  # NaN without labels in this step
+        every[slice(None) if active is None else active] = losses.double()
+        balancer.after_step(every, 0.9 * every)
+    return result
+
+
+def _of_gradients(balancer: Balancer, jacobian: Tensor, losses: Tensor, active: Tensor | None) -> Step:
+    before = jacobian.clone(), losses.clone()
+    if isinstance(balancer, Weighting):
         blocks = torch.tensor_split(jacobian, 1 if balancer.groups == "all" else 2, dim=1)
         gramian = torch.stack([block @ block.T for block in blocks])
         given = gramian.clone()
@@ -80,18 +102,6 @@ def step(balancer: Balancer, jacobian: Tensor, losses: Tensor, active: Tensor | 
         result = Step(balancer(jacobian, losses, active=active), None)
     assert torch.equal(jacobian, before[0])
     assert torch.equal(losses, before[1])
-    assert result.direction.isfinite().all()
-    assert result.weights is None or result.weights.isfinite().all()
-    assert balancer.status in ("solved", "degenerate")
-    with torch.no_grad():
-        for parameter in balancer.parameters():
-            if parameter.grad is not None:
-                assert parameter.grad.isfinite().all()
-                parameter.sub_(0.01 * parameter.grad)
-    if balancer.needs_after_step:
-        every = torch.full((balancer.num_tasks,), torch.nan, dtype=torch.float64)  # NaN without labels in this step
-        every[slice(None) if active is None else active] = losses.double()
-        balancer.after_step(every, 0.9 * every)
     return result
 
 

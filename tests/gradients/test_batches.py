@@ -33,7 +33,7 @@ class CrossedByLayer(Crossed):
 
 
 class CrossedLogs(Crossed):
-    def transform(self, losses: Tensor) -> Tensor:
+    def transform(self, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
         return losses.log()
 
 

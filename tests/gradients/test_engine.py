@@ -62,7 +62,7 @@ class SignedMean(Aggregator):
 class LogInverse(Inverse):
     """Balances the gradients of log losses."""
 
-    def transform(self, losses: Tensor) -> Tensor:
+    def transform(self, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
         return losses.log()
 
 
@@ -311,7 +311,7 @@ def test_gramian_is_exact_in_float32() -> None:
         ("heads='weighted'", lambda p: engine_for(p, SignedMean, heads="weighted")),
         ("does not look at one", lambda p: engine_for(p, Sum, measure="last_layer")),
         ("all of them shared", lambda p: engine_for(p, Inverse, measure=p.heads["a"])),
-        ("measure is", lambda p: engine_for(p, Inverse, measure="features")),
+        ("measure is", lambda p: engine_for(p, Inverse, measure="heads")),
         ("weighs each layer", lambda p: engine_for(p, InverseByLayer, measure="last_layer")),
         ("instead of bare parameters", lambda p: GradientEngine(
             list(p.encoder.parameters()), InverseAtLast(num_tasks=3, seed=0), tasks=TASKS)),

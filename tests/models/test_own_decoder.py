@@ -191,7 +191,7 @@ def test_the_last_shared_layer_is_the_encoder_s_not_the_tied_embeddings(tmp_path
     made = engine(model, GradNorm, measure="last_layer")
     made.backward(losses(model, "t5", *tasks))
     feed_forward = model.sharing.encoder.stages[-1].block.layer[-1].DenseReluDense
-    assert [id(p) for p in made._measured.parameters] == [id(feed_forward.wo.weight)]
+    assert [id(p) for p in made._measure.place.parameters] == [id(feed_forward.wo.weight)]
 
 
 def test_checkpointed_decoders_give_the_same_gradients(tmp_path: Path) -> None:
