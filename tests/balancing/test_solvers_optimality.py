@@ -1,0 +1,102 @@
+"""Optimality of the exact solvers of `linalg`: random, near-singular and badly scaled Gramians."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mtlbench.linalg import alpha_fair, bisector, dual_cone, fair, hull, is_zero, kkt_residual
+from tests.balancing.rows import A, tensor
+from tests.test_linalg import CASES, jacobians, residual_in_units_of_the_diagonal
+
+SIZES = (1, 2, 3, 5, 10, 20, 40)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("case", CASES)
+def test_dual_cone_is_optimal(case: str, size: int) -> None:
+    for seed in range(2):
+        rows = jacobians(seed, size)[case] if size > 1 else jacobians(seed, 2)[case][:1]
+        gramian = rows @ rows.T
+        preferences = torch.cat([torch.eye(size), torch.full((1, size), 1.0)]).double() / size
+        for preference, weights in zip(preferences, dual_cone(gramian, preferences), strict=True):
+            multipliers = weights - preference
+            assert multipliers.min() >= 0
+            # What adding the preference cannot resolve is no multiplier.
+            multipliers = torch.where(multipliers <= 1e-13 * weights, 0.0, multipliers)
+            assert residual_in_units_of_the_diagonal(gramian, multipliers, weights, simplex=False) <= 1e-8
+            assert kkt_residual(gramian, multipliers, weights, level=0.0) <= 1e-9
+
+
+def test_dual_cone_together_as_one_by_one() -> None:
+    for seed in range(10):
+        rows = torch.from_numpy(np.random.default_rng(seed).standard_normal((12, 9 + seed)))
+        gramian, preferences = rows @ rows.T, torch.eye(12, dtype=torch.float64)
+        together = dual_cone(gramian, preferences) @ rows
+        alone = torch.cat([dual_cone(gramian, preference[None]) for preference in preferences]) @ rows
+        assert torch.allclose(together, alone, atol=1e-10)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("case", CASES)
+def test_alpha_fair_is_the_root(case: str, size: int, alpha: float) -> None:
+    for seed in range(2):
+        rows = jacobians(seed, size)[case] if size > 1 else jacobians(seed, 2)[case][:1]
+        gramian = rows @ rows.T
+        weights, regular = alpha_fair(gramian, alpha=alpha)
+        if not regular:
+            assert not weights.any()
+            nearest = hull.min_norm(gramian)
+            scale = float(nearest @ gramian.diagonal().sqrt())
+            assert float(nearest @ gramian @ nearest) <= 1e-11 * scale * scale
+            continue
+        assert weights.min() > 0
+        lengths = gramian.diagonal().sqrt()
+        gap = (gramian @ weights - weights ** (-1 / alpha)).abs()
+        # At most max(diag G) times |w|_1, taken so that it neither over- nor underflows.
+        assert (gap / lengths <= 1e-8 * (weights @ lengths) / math.sqrt(size)).all()
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.3, 1.0, 3.0, 10.0])
+def test_alpha_fair_of_any_alpha(alpha: float) -> None:
+    rng = np.random.default_rng(1)
+    for size in (1, 2, 7, 40):
+        rows = torch.from_numpy(rng.standard_normal((size, 50)))
+        gramian = rows @ rows.T
+        weights, regular = alpha_fair(gramian, alpha=alpha)
+        assert regular
+        assert torch.allclose(gramian @ weights, weights ** (-1 / alpha), rtol=1e-10, atol=0)
+
+
+def test_bisector_of_dependent_gradients_is_the_pseudo_inverse() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(7, 3, generator=generator, dtype=torch.float64)
+    units = rows / rows.norm(dim=1, keepdim=True)
+    weights, exact = bisector(rows @ rows.T)
+    assert not exact
+    assert torch.allclose(weights @ rows, torch.linalg.pinv(units) @ torch.ones(7, dtype=torch.float64))
+    twins = tensor([*A, A[0]])  # equal gradients have equal products
+    weights, exact = bisector(twins @ twins.T)
+    assert exact
+    assert torch.allclose(weights @ twins, bisector(tensor(A) @ tensor(A).T)[0] @ tensor(A))
+
+
+def test_is_zero_of_a_degenerate_root() -> None:
+    weights, regular = alpha_fair(tensor([[1.0, -1.0 + 1e-16], [-1.0 + 1e-16, 1.0]]), alpha=1.0)
+    assert not regular
+    assert is_zero(torch.eye(2, dtype=torch.float64), weights)
+
+
+def test_unsolved_problems_raise_with_the_gramian(monkeypatch: pytest.MonkeyPatch) -> None:
+    gramian = tensor([[9.0, -3.125, 0.5], [-3.125, 5.0, 0.25], [0.5, 0.25, 1.0]])
+    monkeypatch.setattr(fair, "STEPS", 1)
+    with pytest.raises(RuntimeError, match=r"alpha_fair: relative residual(.|\n)*alpha=2\.0(.|\n)*-3\.125"):
+        alpha_fair(gramian, alpha=2.0)
+    exact = hull.nnls
+    monkeypatch.setattr("mtlbench.linalg.cone.nnls", lambda *args: (exact(*args)[0] + 1e-6, 0.0))
+    with pytest.raises(RuntimeError, match=r"dual_cone: relative KKT residual(.|\n)*-3\.125"):
+        dual_cone(gramian, torch.eye(3, dtype=torch.float64))
