@@ -170,6 +170,17 @@ def test_krum_equals_torchjd() -> None:
         assert torch.allclose(direction(ours, rows), theirs(rows), rtol=1e-12, atol=1e-12)
 
 
+def test_krum_settles_ties_by_the_tasks_order() -> None:
+    """Of three gradients the two closest have the same score; their Gramian's two halves may differ by rounding."""
+    gramian = tensor([[1.0, 0.1 + 0.2, 0.0], [0.3, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    assert gramian[0, 1] != gramian[1, 0]
+    for one in (gramian, gramian.T):
+        scores = krum_scores(one)
+        assert scores[0] == scores[1] < scores[2]
+        weights = Krum(num_tasks=3, seed=0)(one[None], torch.ones(3, dtype=torch.float64))
+        assert weights.tolist() == [[1, 0, 0]]
+
+
 def test_krum_of_too_few_active_tasks_is_their_mean() -> None:
     balancer = Krum(num_tasks=4, seed=0, byzantine=1, selected=4)
     assert weigh(balancer, tensor(C), torch.tensor([0, 1, 3])).tolist() == [1 / 3] * 3
