@@ -35,6 +35,13 @@ def config(*overrides: str, tiny: bool = True) -> DictConfig:
         return compose("train", overrides=[*(TINY if tiny else []), *overrides])
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "thorough" not in config.getoption("markexpr"):
+        for item in items:
+            if "thorough" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="takes minutes: run with -m thorough"))
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., tuple[Path, dict[str, Any]]]:
     """Trains with overrides; returns the run directory and its record."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.gradients.losses import MicroBatch
+from mtlbench.gradients.ranks import Ranks
 from mtlbench.gradients.rows import Rows, TaskGradients
 
 
@@ -28,8 +29,10 @@ class StepGradients(NamedTuple):
 class BatchRows:
     """The rows of a step's three batches, each summed over its micro-batches."""
 
-    def __init__(self, shared: Sequence[nn.Parameter], private: Sequence[nn.Parameter], *, num_tasks: int) -> None:
-        self.each = [Rows(shared, private, num_tasks=num_tasks, weigh=True) for _ in range(3)]
+    def __init__(
+        self, shared: Sequence[nn.Parameter], private: Sequence[nn.Parameter], *, num_tasks: int, ranks: Ranks
+    ) -> None:
+        self.each = [Rows(shared, private, num_tasks=num_tasks, weigh=True, ranks=ranks) for _ in range(3)]
 
     @property
     def last(self) -> Rows:

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from mtlbench.balancing.base import Aggregator, Balancer, Scalarizer, Weighting
 from mtlbench.gradients import asking, partition
 from mtlbench.gradients.batches import BatchRows
+from mtlbench.gradients.features import FeatureRows, Features
 from mtlbench.gradients.losses import MicroBatch, read
 from mtlbench.gradients.measure import Measure, Where
 from mtlbench.gradients.partition import Modules
+from mtlbench.gradients.ranks import Ranks
 from mtlbench.gradients.record import BalanceRecord, expand
-from mtlbench.gradients.rows import Rows, TaskGradients, combine, gramian
+from mtlbench.gradients.rows import Rows, TaskGradients
 
 Losses = Mapping[str, Tensor]
 Counts = Mapping[str, Tensor | float]
@@ -41,6 +43,8 @@ class GradientEngine:
             (`weighted`). A Scalarizer always weights heads as its objective does.
         normalize: `match_equal` rescales the shared direction to the norm of the plain sum of the task
             gradients, so that methods compare under one learning rate.
+        process_group: the ranks whose tasks are balanced together: the gradients of the losses over all their
+            batches. Every rank calls `backward` at every micro-batch. None: the default group, once there is one.
 
     Raises:
         ValueError: the partition, the measure or an option does not fit the balancer.
@@ -56,6 +60,7 @@ class GradientEngine:
         measure: Where | None = None,
         heads: Literal["raw", "weighted"] = "raw",
         normalize: Literal["none", "match_equal"] = "none",
+        process_group: dist.ProcessGroup | None = None,
     ) -> None:
         name = type(balancer).__name__
         if len(set(tasks)) != len(tasks) or len(tasks) != balancer.num_tasks:
@@ -68,8 +73,6 @@ class GradientEngine:
             )
         if heads == "weighted" and isinstance(balancer, Aggregator):
             raise ValueError(f"heads='weighted' needs task weights, and {name} has none; say heads='raw'.")
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            raise ValueError("The engine works in one process: per-rank balancing would be another algorithm.")
         self.balancer = balancer
         self.tasks = tuple(tasks)
         self.shared = partition.parameters(shared)
@@ -79,13 +82,16 @@ class GradientEngine:
             raise ValueError(f"{name} balances shared parameters, and there are none that train.")
         self.heads, self.normalize = heads, normalize
         self.step = 0  # named in errors; to be set after a restart
+        device = next((p.device for p in (*self.shared, *self.private)), torch.device("cpu"))
+        self._ranks = Ranks(process_group, device=device)
         self._rows: Rows | None = None  # the step's micro-batches so far
         self._batch_rows: BatchRows | None = None  # the same of several batches
         by_layer = isinstance(balancer, Weighting) and balancer.groups == "layer"
         self._groups = partition.layer_groups(shared, self.shared) if by_layer else [0] * len(self.shared)
         if measure is not None and not isinstance(balancer, Weighting):
             raise ValueError(f"measure says where a Gramian is taken, and {name} does not look at one.")
-        self._measure = Measure(shared, groups=self._groups, place=balancer.measure if measure is None else measure)
+        place = balancer.measure if measure is None else measure
+        self._measure = Measure(shared, groups=self._groups, place=place, ranks=self._ranks)
         if by_layer and not self._measure.everywhere:
             raise ValueError(f"{name} weighs each layer by itself and so needs measure='parameters'.")
         if self._measure.features and balancer.num_batches > 1:
@@ -130,14 +136,16 @@ class GradientEngine:
         """
         batches = self._read(losses, counts)
         scaled, factor = isinstance(scale, Tensor), float(scale)
-        for batch in batches:
-            if not scaled and not batch.finite:
+        for one in batches:
+            if not scaled and one.totals.bad.any():
                 self._rows = self._batch_rows = None
                 self._measure.forget()
-                self._raise_non_finite("loss", batch.active, batch.means)
-        batch = batches[0]
+                self._raise_non_finite("loss", one.totals.bad)
+        batch, totals = batches[0], batches[0].totals
         if len(batches) > 1:
-            self._batch_rows = self._batch_rows or BatchRows(self.shared, self.private, num_tasks=len(self.tasks))
+            self._batch_rows = self._batch_rows or BatchRows(
+                self.shared, self.private, num_tasks=len(self.tasks), ranks=self._ranks
+            )
             self._measure.see(batch)
             self._batch_rows.add(batches, factor)
             if accumulate:
@@ -145,22 +153,22 @@ class GradientEngine:
             several, self._batch_rows = self._batch_rows, None
             record = self._balance_batches(several, factor, scaled=scaled)
         elif accumulate or self._rows is not None:
-            self._rows = self._rows or self._measure.rows(self.private, num_tasks=len(self.tasks))
+            self._rows = self._rows or self._new_rows(weigh=True)
             self._measure.see(batch)
             self._rows.add(batch, factor)
             if accumulate:
                 return None
             rows, self._rows = self._rows, None
             record = self._balance_rows(rows, factor, scaled=scaled)
-        elif not batch.active or not batch.finite:
-            record = self._skip(batch.active, batch.means)
+        elif not totals.active or totals.bad.any():
+            record = self._skip(totals.active, totals.means)
         elif isinstance(self.balancer, Scalarizer):
-            weights = asking.objective_weights(self.balancer, batch.active, batch.means, factor)
+            weights = asking.objective_weights(self.balancer, totals.active, totals.means, factor)
             record = self._weighted_backward(batch, weights, factor, private=self.private)
         elif not self._measure.everywhere:
             record = self._measure_then_weigh(batch, factor, scaled=scaled)
         else:
-            rows = Rows(self.shared, self.private, num_tasks=len(self.tasks), weigh=False)
+            rows = self._new_rows(weigh=False)
             rows.add(batch, factor)
             record = self._balance_rows(rows, factor, scaled=scaled)
         self.step += 1
@@ -176,19 +184,35 @@ class GradientEngine:
         if not len(several) == len(sizes) == number:
             given = f"{len(several)} and {len(sizes)}"
             raise ValueError(f"{name} takes {number} batches a step: expected so many losses and counts, got {given}.")
-        return [read(one, size, tasks=self.tasks) for one, size in zip(several, sizes, strict=True)]
+        return [read(one, size, tasks=self.tasks, ranks=self._ranks) for one, size in zip(several, sizes, strict=True)]
+
+    def _new_rows(self, *, weigh: bool) -> Rows:
+        """Of all shared parameters; `weigh` where they are summed over micro-batches."""
+        if weigh and isinstance(self._measure.place, Features):
+            return FeatureRows(
+                self.shared,
+                self.private,
+                num_tasks=len(self.tasks),
+                features=self._measure.place,
+                ranks=self._ranks,
+            )
+        # An Aggregator has a state for each column: all ranks hold the whole of it, and any of them can save it.
+        columns: Literal["all", "part"] = "all" if isinstance(self.balancer, Aggregator) else "part"
+        return Rows(
+            self.shared, self.private, num_tasks=len(self.tasks), weigh=weigh, ranks=self._ranks, columns=columns
+        )
 
     # ---------------------------------------------------------------- the four ways through a step
 
     def _balance_rows(self, rows: Rows, factor: float, *, scaled: bool) -> BalanceRecord:
         """From the rows of all shared parameters."""
         grads = rows.mean()
-        if not grads.active or not self._finite(grads, scaled=scaled):
+        if not grads.active or not self._finite(rows, grads, scaled=scaled):
             return self._skip(grads.active, grads.means)
         gram = weights = None
         if isinstance(self.balancer, Scalarizer):
             weights = asking.objective_weights(self.balancer, grads.active, grads.means, factor)
-            direction = combine(weights, rows.blocks(grads.jacobian), self._groups)
+            direction = rows.combine(weights, grads.jacobian, self._groups)
         else:
             losses, slopes = asking.transform(self.balancer, grads.active, grads.means, factor)
             if isinstance(self.balancer, Weighting):
@@ -196,12 +220,12 @@ class GradientEngine:
                 weights = self._weigh(gram, losses, grads.active)
             grads = grads if slopes is None else grads.scaled(slopes)
             if weights is not None:
-                direction = combine(weights, rows.blocks(grads.jacobian), self._groups)
+                direction = rows.combine(weights, grads.jacobian, self._groups)
             else:
                 active = asking.subset(self.balancer, grads.active, grads.jacobian.device)
                 direction = self.balancer(grads.jacobian / factor, losses.to(grads.jacobian), active=active) * factor
         if self.normalize == "match_equal":
-            direction = direction * _ratio(grads.jacobian.sum(0).norm(), direction.norm())
+            direction = direction * _ratio(rows.norm(grads.jacobian.sum(0)), rows.norm(direction))
         rows.write(direction)
         self._write_private(grads, weights)
         return self._record(grads.active, grads.means, weights, gram)
@@ -211,7 +235,7 @@ class GradientEngine:
         grads = rows.mean()
         active, means = grads.step.active, grads.step.means
         finite = [
-            self._finite(grads.step._replace(jacobian=jacobian), scaled=scaled)
+            self._finite(rows.last, grads.step._replace(jacobian=jacobian), scaled=scaled)
             for jacobian in (*grads.pair, grads.step.jacobian)
         ]
         if not active or not all(finite):
@@ -220,9 +244,9 @@ class GradientEngine:
         gram = _scaled(self._measure.gramian(rows.last, *grads.pair), slopes, factor)
         weights = self._weigh(gram, losses, active)
         step = grads.step if slopes is None else grads.step.scaled(slopes)
-        direction = combine(weights, rows.last.blocks(step.jacobian), self._groups)
+        direction = rows.last.combine(weights, step.jacobian, self._groups)
         if self.normalize == "match_equal":
-            direction = direction * _ratio(step.jacobian.sum(0).norm(), direction.norm())
+            direction = direction * _ratio(rows.last.norm(step.jacobian.sum(0)), rows.last.norm(direction))
         rows.last.write(direction)
         self._write_private(step, weights)
         return self._record(active, means, weights, gram)
@@ -231,14 +255,21 @@ class GradientEngine:
         """A Weighting measured at one place: its rows there first, then one weighted backward for the rest."""
         measured = self._measure.inputs(batch)
         raw = self.heads == "raw"
-        rows = Rows(measured, self.private if raw else [], num_tasks=len(self.tasks), weigh=False)
+        rows = Rows(
+            measured,
+            self.private if raw else [],
+            num_tasks=len(self.tasks),
+            weigh=False,
+            ranks=self._ranks,
+            columns="own" if self._measure.features else "part",
+        )
         rows.add(batch, factor, retain_graph=True)
         grads = rows.mean()
-        if not self._finite(grads, scaled=scaled):
-            return self._skip(batch.active, batch.means)
+        if not self._finite(rows, grads, scaled=scaled):
+            return self._skip(grads.active, grads.means)
         losses, slopes = asking.transform(self.balancer, grads.active, grads.means, factor)
-        gram = _scaled(gramian(rows.blocks(grads.jacobian), [0] * len(measured)), slopes, factor)
-        weights = self._weigh(gram, losses, batch.active)
+        gram = _scaled(rows.gramian(grads.jacobian, [0] * len(measured)), slopes, factor)
+        weights = self._weigh(gram, losses, grads.active)
         if raw:
             self._write_private(grads if slopes is None else grads.scaled(slopes), None)
         private = [] if raw else self.private
@@ -255,23 +286,29 @@ class GradientEngine:
         gram: Tensor | None = None,
     ) -> BalanceRecord:
         """One backward of the losses, weighted with (1, A) weights."""
-        scales = factor if slopes is None else slopes.to(batch.stacked) * factor
-        plain = None
+        scales = torch.full_like(weights[0], factor) if slopes is None else slopes.to(weights) * factor
+        ratio = 1.0
         if self.normalize == "match_equal" and self.shared:
-            cotangent = torch.ones_like(batch.stacked) * scales
-            plain = _norm(
-                torch.autograd.grad(batch.stacked, self.shared, cotangent, retain_graph=True, allow_unused=True)
-            )
+            plain = self._of_losses(batch, scales, self.shared, retain_graph=True)
+            found = self._of_losses(batch, weights[0] * scales, self.shared, retain_graph=True)
+            ratio = _ratio(_norm(plain), _norm(found))
         parameters = [*self.shared, *private]
-        cotangent = weights[0].to(batch.stacked) * scales
-        grads = torch.autograd.grad(batch.stacked, parameters, cotangent, allow_unused=True)
-        if plain is not None:
-            ratio = _ratio(plain, _norm(grads[: len(self.shared)]))
-            shared = [g if g is None else g * ratio for g in grads[: len(self.shared)]]
-            grads = (*shared, *grads[len(self.shared) :])
-        for parameter, grad in zip(parameters, grads, strict=True):
-            parameter.grad = grad
-        return self._record(batch.active, batch.means, weights, gram)
+        grads = self._of_losses(batch, weights[0] * scales, parameters)
+        for index, (parameter, grad) in enumerate(zip(parameters, grads, strict=True)):
+            parameter.grad = grad if grad is None or ratio == 1.0 or index >= len(self.shared) else grad * ratio
+        return self._record(batch.totals.active, batch.totals.means, weights, gram)
+
+    def _of_losses(
+        self, batch: MicroBatch, cotangent: Tensor, parameters: Sequence[nn.Parameter], *, retain_graph: bool = False
+    ) -> list[Tensor | None]:
+        """Gradients of the losses over all ranks, weighted with a cotangent (A,)."""
+        here: Sequence[Tensor | None] = [None] * len(parameters)
+        if batch.active:
+            weighted = (cotangent[batch.positions].cpu() * batch.shares).to(batch.stacked)
+            here = torch.autograd.grad(
+                batch.stacked, parameters, weighted, retain_graph=retain_graph, allow_unused=True
+            )
+        return self._ranks.sum_found(here, parameters)
 
     def _weigh(self, gram: Tensor, losses: Tensor, active: list[int]) -> Tensor:
         assert isinstance(self.balancer, Weighting)
@@ -287,13 +324,16 @@ class GradientEngine:
         factors = [1.0] * len(grads.active)
         if weights is not None and (self.heads == "weighted" or isinstance(self.balancer, Scalarizer)):
             factors = weights.mean(0).tolist()  # with weights for each group, heads take their mean
-        for index, parameter in enumerate(self.private):
+        sums: list[Tensor | None] = []
+        for index in range(len(self.private)):
             parts = [
                 g if w == 1.0 else g * w
                 for g, w in zip((row[index] for row in grads.private), factors, strict=True)
                 if g is not None
             ]
-            parameter.grad = sum(parts[1:], parts[0]) if parts else None
+            sums.append(sum(parts[1:], parts[0]) if parts else None)
+        for parameter, grad in zip(self.private, self._ranks.sum_found(sums, self.private), strict=True):
+            parameter.grad = grad
 
     def _record(self, active: list[int], means: Tensor, weights: Tensor | None, gram: Tensor | None) -> BalanceRecord:
         return expand(BalanceRecord(means, weights, gram, self.balancer.status), active, len(self.tasks))
@@ -305,29 +345,31 @@ class GradientEngine:
             parameter.grad = torch.full_like(parameter, torch.nan) if active else None
         return self._record(active, means, None, None)._replace(status="skipped")
 
-    def _finite(self, grads: TaskGradients, *, scaled: bool) -> bool:
+    def _finite(self, rows: Rows, grads: TaskGradients, *, scaled: bool) -> bool:
         """Whether losses and rows are finite; raises where they must be."""
-        rows = grads.jacobian.isfinite().all(dim=1).cpu()
-        finite = rows & grads.means.isfinite()
+        finite = rows.finite(grads.jacobian)
         if not scaled and not finite.all():
-            self._raise_non_finite("gradient", grads.active, torch.where(rows, 0.0, torch.nan))
-        return bool(finite.all())
+            bad = torch.zeros(1, len(self.tasks), dtype=torch.bool)
+            bad[0, grads.active] = ~finite
+            self._raise_non_finite("gradient", bad)
+        return bool((finite & grads.means.isfinite()).all())
 
-    def _raise_non_finite(self, what: str, active: list[int], values: Tensor) -> None:
-        bad = [self.tasks[task] for task, ok in zip(active, values.isfinite().tolist(), strict=True) if not ok]
+    def _raise_non_finite(self, what: str, bad: Tensor) -> None:
+        names = ", ".join(name for name, found in zip(self.tasks, bad.any(0).tolist(), strict=True) if found)
+        where = f" on rank {', '.join(map(str, bad.any(1).nonzero().flatten().tolist()))}" if len(bad) > 1 else ""
         raise FloatingPointError(
-            f"Non-finite {what} of task {', '.join(bad)} at step {self.step}. Look at that step's data, lower the "
+            f"Non-finite {what} of task {names} at step {self.step}{where}. Look at that step's data, lower the "
             "learning rate, or clip gradients."
         )
 
 
-def _norm(grads: Sequence[Tensor | None]) -> Tensor:
-    return torch.stack([g.norm() for g in grads if g is not None]).norm()
+def _norm(grads: Sequence[Tensor | None]) -> float:
+    return float(torch.stack([g.norm() for g in grads if g is not None]).norm())
 
 
-def _ratio(target: Tensor, norm: Tensor) -> float:
+def _ratio(target: float, norm: float) -> float:
     """What rescales `norm` to `target`; a zero direction stays zero."""
-    return float(target / norm) if norm > 0 else 1.0
+    return target / norm if norm > 0 else 1.0
 
 
 def _scaled(gram: Tensor, slopes: Tensor | None, factor: float) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from mtlbench.gradients.losses import MicroBatch
 from mtlbench.gradients.partition import Modules, members, parameters
-from mtlbench.gradients.rows import Rows, gramian
+from mtlbench.gradients.ranks import Ranks
+from mtlbench.gradients.rows import Rows
 
 # Of the norm of a task's gradient. Sums in another order differ by 1e-6, in bfloat16 by some 1e-3; a second path that
 # a forward takes past the features, or a feature counted twice, by far more.
@@ -99,25 +100,26 @@ class FeatureRows(Rows):
         *,
         num_tasks: int,
         features: Features,
+        ranks: Ranks,
     ) -> None:
-        super().__init__(shared, private, num_tasks=num_tasks, weigh=True)
+        super().__init__(shared, private, num_tasks=num_tasks, weigh=True, ranks=ranks)
         self._features = features
         self._products = torch.zeros(num_tasks, num_tasks, dtype=torch.float64)
 
     def add(self, batch: MicroBatch, factor: float, *, retain_graph: bool = False) -> None:
-        if not batch.active:
+        if not batch.totals.active:
             self._features.forget()
         else:
             features = self._features.take(batch)
-            here = Rows(features, [], num_tasks=len(self.counts), weigh=False)
+            here = Rows(features, [], num_tasks=len(self.counts), weigh=False, ranks=self._ranks, columns="own")
             here.add(batch, factor, retain_graph=True)
-            products = gramian(here.blocks(here.mean().jacobian), [0] * len(features))[0].cpu()
-            index = torch.tensor(batch.active)
-            self._products[index[:, None], index] += products * torch.outer(batch.counts, batch.counts)
+            products = here.gramian(here.mean().jacobian, [0] * len(features))[0].cpu()
+            index, counts = torch.tensor(batch.totals.active), batch.totals.counts
+            self._products[index[:, None], index] += products * torch.outer(counts, counts)
         super().add(batch, factor, retain_graph=retain_graph)
 
-    def gramian(self) -> Tensor:
-        """(1, A, A) inner products of the active tasks' mean gradients dL/dz over all micro-batches."""
+    def at_features(self) -> Tensor:
+        """(1, A, A) inner products of the active tasks' mean gradients dL/dz over all micro-batches and ranks."""
         index = torch.tensor(self.active)
         counts = self.counts[index]
         return (self._products[index[:, None], index] / torch.outer(counts, counts))[None].to(self.device)

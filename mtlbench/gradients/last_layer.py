@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mtlbench.gradients.partition import Modules, members
+from mtlbench.gradients.ranks import Ranks
 
 
 class LastLayer:
@@ -41,23 +43,23 @@ class LastLayer:
         if torch.is_grad_enabled():
             self._executed.append((self._names[module], module))
 
-    def find(self, losses: Sequence[Tensor]) -> list[nn.Parameter]:
+    def find(self, losses: Sequence[Tensor], ranks: Ranks) -> list[nn.Parameter]:
         """The layer's parameters, found at the first call from the losses of the active tasks.
 
         Raises:
-            RuntimeError: no executed shared layer is reached by every loss.
+            RuntimeError: no executed shared layer is reached by every loss, on every rank that has losses.
         """
         if self.parameters is None:
-            for name, module in reversed(self._executed):
-                weights = [p for p in module.parameters(recurse=False) if p.requires_grad]
-                if all(_reaches(loss, weights) for loss in losses):
-                    self.name, self.parameters = name, weights
-                    break
-            else:
+            reached = (name for name, module in reversed(self._executed) if _reached(losses, _trained(module)))
+            # On several ranks the last of all common ones; alone the first that is found.
+            names = list(islice(reached, 1)) if ranks.size == 1 else ranks.common(list(reached) if losses else None)
+            if not names:
                 raise RuntimeError(
                     "No shared layer was executed since the engine was made that every task's loss reaches. "
                     "Make the engine before the first forward, or say measure=<module>."
                 )
+            self.name = names[0]
+            self.parameters = next(_trained(module) for module, name in self._names.items() if name == self.name)
             self.close()
         return self.parameters
 
@@ -68,8 +70,16 @@ class LastLayer:
         self._hooks, self._executed = [], []
 
 
+def _trained(module: nn.Module) -> list[nn.Parameter]:
+    return [p for p in module.parameters(recurse=False) if p.requires_grad]
+
+
 def _matrices(module: nn.Module) -> list[nn.Parameter]:
-    return [p for p in module.parameters(recurse=False) if p.requires_grad and p.ndim >= 2]
+    return [p for p in _trained(module) if p.ndim >= 2]
+
+
+def _reached(losses: Sequence[Tensor], weights: list[nn.Parameter]) -> bool:
+    return all(_reaches(loss, weights) for loss in losses)
 
 
 def _reaches(loss: Tensor, weights: list[nn.Parameter]) -> bool:

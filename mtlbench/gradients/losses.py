@@ -1,42 +1,71 @@
-"""Reads one micro-batch's losses: which tasks have labels, their means, their counts."""
+"""Reads one micro-batch's losses: which tasks have labels, here and on all ranks, their means, their counts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from mtlbench.gradients.ranks import Ranks
+
+
+class Totals(NamedTuple):
+    """The active tasks of a micro-batch over all ranks, A of T.
+
+    Attributes:
+        active: their indices, ascending.
+        means: (A,) mean losses, float64 on the CPU.
+        counts: (A,) labelled elements behind each, float64 on the CPU.
+        bad: (W, T) which losses of which rank are not finite.
+    """
+
+    active: list[int]
+    means: Tensor
+    counts: Tensor
+    bad: Tensor
+
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The active tasks of a micro-batch, A of T.
+    """The tasks of a micro-batch that have labels on this rank.
 
     Attributes:
         active: their indices, ascending.
         losses: their () losses, attached to the graph.
-        stacked: (A,) the same in one tensor, for one backward of all; one task's backward must start from its own
+        stacked: (a,) the same in one tensor, for one backward of all; one task's backward must start from its own
             loss, or zeros would run through the networks of the others.
-        means: (A,) the losses' values, float64 on the CPU.
-        counts: (A,) labelled elements behind each, float64 on the CPU.
+        counts: (a,) labelled elements behind each, float64 on the CPU.
+        totals: the same micro-batch over all ranks.
     """
 
     active: list[int]
     losses: list[Tensor]
     stacked: Tensor
-    means: Tensor
     counts: Tensor
+    totals: Totals
 
     @property
-    def finite(self) -> bool:
-        return bool(self.means.isfinite().all())
+    def positions(self) -> list[int]:
+        """Where among the active tasks of all ranks this rank's stand."""
+        return [self.totals.active.index(task) for task in self.active]
+
+    @property
+    def shares(self) -> Tensor:
+        """(a,) which part of a task's labelled elements is on this rank."""
+        return self.counts / self.totals.counts[self.positions]
 
 
 def read(
-    losses: Mapping[str, Tensor], counts: Mapping[str, Tensor | float] | None, *, tasks: Sequence[str]
+    losses: Mapping[str, Tensor],
+    counts: Mapping[str, Tensor | float] | None,
+    *,
+    tasks: Sequence[str],
+    ranks: Ranks,
 ) -> MicroBatch:
-    """Checks the losses and drops the tasks without labels.
+    """Checks the losses, drops the tasks without labels, and adds up those of all ranks.
 
     Raises:
         ValueError: an unknown task, a task without a count, or a loss that is no differentiable scalar.
@@ -60,7 +89,20 @@ def read(
             raise ValueError(f"The loss of task {name!r} must be a scalar that requires grad, got {loss!r}.")
     stacked = torch.stack(tensors) if tensors else torch.empty(0)
     means = stacked.detach().to("cpu", torch.float64)
-    return MicroBatch([index for index, _ in present], tensors, stacked, means, sizes)
+    active = [index for index, _ in present]
+    return MicroBatch(active, tensors, stacked, sizes, _totals(active, means, sizes, len(tasks), ranks))
+
+
+def _totals(active: list[int], means: Tensor, counts: Tensor, num_tasks: int, ranks: Ranks) -> Totals:
+    row = torch.zeros(3, num_tasks, dtype=torch.float64)
+    row[2, active] = (~means.isfinite()).double()
+    if ranks.size == 1:  # without the rounding of sums
+        return Totals(active, means, counts, row[2:] > 0)
+    row[:2, active] = torch.stack([counts, counts * means])
+    table = ranks.table(row.view(-1)).view(-1, 3, num_tasks)
+    totals, sums = table[:, 0].sum(0), table[:, 1].sum(0)
+    found = totals.nonzero().flatten()
+    return Totals(found.tolist(), sums[found] / totals[found], totals[found], table[:, 2] > 0)
 
 
 def _numbers(values: Sequence[Tensor | float]) -> list[float]:

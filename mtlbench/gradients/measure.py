@@ -11,7 +11,8 @@ from mtlbench.gradients.features import FeatureRows, Features
 from mtlbench.gradients.last_layer import LastLayer
 from mtlbench.gradients.losses import MicroBatch
 from mtlbench.gradients.partition import Modules, parameters
-from mtlbench.gradients.rows import Rows, gramian
+from mtlbench.gradients.ranks import Ranks
+from mtlbench.gradients.rows import Rows
 
 Where = Literal["parameters", "last_layer", "features"] | nn.Module
 
@@ -23,13 +24,14 @@ class Measure:
         modules: what is shared.
         groups: for each shared parameter the index of its group; one group where not all are measured.
         place: one of the four.
+        ranks: those that train together.
 
     Raises:
         ValueError: `place` is none of the four, a module that is not shared, or does not fit what is shared.
     """
 
-    def __init__(self, modules: Modules, *, groups: Sequence[int], place: Where) -> None:
-        self._groups = groups
+    def __init__(self, modules: Modules, *, groups: Sequence[int], place: Where, ranks: Ranks) -> None:
+        self._groups, self._ranks = groups, ranks
         self._shared = parameters(modules)
         self.place: Sequence[nn.Parameter] | LastLayer | Features
         if place == "parameters":
@@ -59,29 +61,23 @@ class Measure:
         """What to take the losses' gradients of; the losses' graph must be alive."""
         if isinstance(self.place, Features):
             return self.place.take(batch)
-        return self.place.find(batch.losses) if isinstance(self.place, LastLayer) else self.place
+        return self.place.find(batch.losses, self._ranks) if isinstance(self.place, LastLayer) else self.place
 
     def see(self, batch: MicroBatch) -> None:
         """Lets the last layer be found, from losses whose graph is alive, where rows of all parameters are summed."""
-        if isinstance(self.place, LastLayer) and batch.active:
-            self.place.find(batch.losses)
-
-    def rows(self, private: Sequence[nn.Parameter], *, num_tasks: int) -> Rows:
-        """Rows of all shared parameters, to be summed over micro-batches."""
-        if isinstance(self.place, Features):
-            return FeatureRows(self._shared, private, num_tasks=num_tasks, features=self.place)
-        return Rows(self._shared, private, num_tasks=num_tasks, weigh=True)
+        if isinstance(self.place, LastLayer) and batch.totals.active:
+            self.place.find(batch.losses, self._ranks)
 
     def gramian(self, rows: Rows, jacobian: Tensor, other: Tensor | None = None) -> Tensor:
         """(G, A, A) of rows (A, P) of all shared parameters where measured; with `other` their products with those."""
         if isinstance(rows, FeatureRows):
-            return rows.gramian()
+            return rows.at_features()
         if self.everywhere:
-            return gramian(rows.blocks(jacobian), self._groups, None if other is None else rows.blocks(other))
+            return rows.gramian(jacobian, self._groups, other, num_groups=max(self._groups) + 1)
         place = self.place.parameters if isinstance(self.place, LastLayer) else self.place
         assert isinstance(place, Sequence)
-        blocks = rows.columns(jacobian, place)
-        return gramian(blocks, [0] * len(blocks), None if other is None else rows.columns(other, place))
+        measured = {id(p) for p in place}
+        return rows.gramian(jacobian, [0 if id(p) in measured else None for p in self._shared], other)
 
     def forget(self) -> None:
         """Drops what was watched of a step that is not balanced."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mtlbench.gradients.losses import MicroBatch
+from mtlbench.gradients.ranks import Ranks
 
 
 class TaskGradients(NamedTuple):
@@ -17,8 +18,8 @@ class TaskGradients(NamedTuple):
     Attributes:
         active: their indices, ascending.
         means: (A,) mean losses, float64 on the CPU.
-        jacobian: (A, P) gradients of the shared parameters.
-        private: for each of them the gradients of all private parameters, None where not reached.
+        jacobian: (A, P) gradients of the shared parameters, or this rank's columns of them.
+        private: for each of them this rank's part of the gradients of all private parameters, None where not reached.
     """
 
     active: list[int]
@@ -36,7 +37,7 @@ class TaskGradients(NamedTuple):
 
 
 class Rows:
-    """The rows of one step, summed over its micro-batches.
+    """The rows of one step, summed over its micro-batches and over the ranks.
 
     Args:
         shared: the parameters behind the columns; features for rows that are never written.
@@ -44,16 +45,27 @@ class Rows:
         num_tasks: T.
         weigh: sum count x gradient, to be divided by the total counts at the end; where a step has one
             micro-batch, False spares the rounding of that.
+        ranks: those that train together.
+        columns: each rank has a part of the columns of the sum (`part`), all of them (`all`), or its own rows, which
+            are not summed, for features of different examples (`own`).
 
     Attributes:
-        sums: (T,) count x loss, float64 on the CPU.
-        counts: (T,) labelled elements, float64 on the CPU.
+        sums: (T,) count x loss over all ranks, float64 on the CPU.
+        counts: (T,) labelled elements over all ranks, float64 on the CPU.
     """
 
     def __init__(
-        self, shared: Sequence[Tensor], private: Sequence[nn.Parameter], *, num_tasks: int, weigh: bool
+        self,
+        shared: Sequence[Tensor],
+        private: Sequence[nn.Parameter],
+        *,
+        num_tasks: int,
+        weigh: bool,
+        ranks: Ranks,
+        columns: Literal["part", "all", "own"] = "part",
     ) -> None:
         self._shared, self._inputs, self._weigh = shared, [*shared, *private], weigh
+        self._ranks, self._columns = ranks, columns
         self._sizes = [p.numel() for p in shared]
         self._filled = [False] * num_tasks
         like = shared[0] if shared else torch.empty(0)
@@ -68,12 +80,14 @@ class Rows:
 
     def add(self, batch: MicroBatch, factor: float, *, retain_graph: bool = False) -> None:
         """One backward for each active task, from its loss times `factor`."""
-        counts = batch.counts if self._weigh else torch.ones_like(batch.counts)
-        self.sums[batch.active] += counts * batch.means
-        self.counts[batch.active] += counts
+        totals = batch.totals
+        counts = totals.counts if self._weigh else torch.ones_like(totals.counts)
+        self.sums[totals.active] += counts * totals.means
+        self.counts[totals.active] += counts
+        scales = (factor * (batch.counts if self._weigh else batch.shares)).tolist()
         for position, (task, loss) in enumerate(zip(batch.active, batch.losses, strict=True)):
             last = position + 1 == len(batch.losses)
-            cotangent = torch.full_like(loss, factor * counts[position].item())
+            cotangent = torch.full_like(loss, scales[position])
             grads = torch.autograd.grad(
                 loss, self._inputs, cotangent, retain_graph=retain_graph or not last, allow_unused=True
             )
@@ -95,16 +109,20 @@ class Rows:
 
     @property
     def active(self) -> list[int]:
-        """The tasks that have a row."""
-        return [task for task, filled in enumerate(self._filled) if filled]
+        """The tasks that have a row on some rank."""
+        return self.counts.nonzero().flatten().tolist()
 
     def jacobian_of(self, active: list[int]) -> Tensor:
-        """(A, P) mean gradients of some tasks that have a row."""
+        """(A, P) mean gradients of some tasks that have a row, or this rank's columns of them."""
         rows = self._jacobian if len(active) == len(self._filled) else self._jacobian[active]
+        if self._columns == "part":
+            rows = self._ranks.scatter(rows)
+        elif self._columns == "all":
+            rows = self._ranks.sum(rows)
         return rows / self.counts[active].to(rows)[:, None] if self._weigh else rows
 
     def private_sums(self, task: int) -> list[Tensor | None]:
-        """A task's private gradients, summed over its micro-batches."""
+        """A task's private gradients, summed over this rank's micro-batches."""
         return self._private[task]
 
     def mean(self) -> TaskGradients:
@@ -118,37 +136,75 @@ class Rows:
             ]
         return TaskGradients(active, self.sums[active] / counts, self.jacobian_of(active), private)
 
-    def columns(self, jacobian: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-        """The columns of some of the shared parameters, a block (A, p) each."""
-        chosen = {id(p) for p in parameters}
-        return [block for p, block in zip(self._shared, self.blocks(jacobian), strict=True) if id(p) in chosen]
+    def gramian(
+        self, jacobian: Tensor, groups: Sequence[int | None], others: Tensor | None = None, *, num_groups: int = 1
+    ) -> Tensor:
+        """Inner products of rows (A, P) with each other, or with those of `others`.
 
-    def blocks(self, jacobian: Tensor) -> tuple[Tensor, ...]:
-        """The columns parameter by parameter."""
-        return jacobian.split(self._sizes, dim=1)
+        Summed over the parameters in float64: one flat float32 product is up to 190 times less exact.
+
+        Args:
+            jacobian: (A, P), or this rank's columns.
+            groups: for each of the shared parameters the index of its group; None leaves it out.
+            others: rows of the same columns.
+            num_groups: G.
+
+        Returns:
+            (G, A, A) float64, of all columns; with `others` [:, i, j] is row i of `jacobian` times row j of `others`.
+        """
+        tasks = len(jacobian)
+        result = torch.zeros(num_groups, tasks, tasks, dtype=torch.float64, device=jacobian.device)
+        blocks = jacobian.split(self._pieces()[1], dim=1)
+        for block, other, group in zip(
+            blocks,
+            blocks if others is None else others.split(self._pieces()[1], dim=1),
+            self._of_pieces(groups),
+            strict=True,
+        ):
+            if group is not None:
+                result[group] += block @ other.T
+        return result if self._columns == "all" else self._ranks.sum(result)
+
+    def combine(self, weights: Tensor, jacobian: Tensor, groups: Sequence[int]) -> Tensor:
+        """The direction (P,), or this rank's columns of it: each parameter's rows with its group's weights (G, A)."""
+        weights = weights.to(jacobian)
+        blocks = jacobian.split(self._pieces()[1], dim=1)
+        return torch.cat([weights[group or 0] @ b for group, b in zip(self._of_pieces(groups), blocks, strict=True)])
+
+    def norm(self, direction: Tensor) -> float:
+        """Of a direction's columns on all ranks."""
+        square = direction.double().square().sum()
+        return float(square if self._columns == "all" else self._ranks.sum(square)) ** 0.5
+
+    def finite(self, jacobian: Tensor) -> Tensor:
+        """(A,) whether the rows are finite in all columns, on the CPU."""
+        infinite = ~jacobian.isfinite().all(dim=1)
+        return self._ranks.sum(infinite.to("cpu", torch.int32)) == 0
 
     def write(self, direction: Tensor) -> None:
         """Writes the direction (P,) to the shared parameters' `.grad`; None where no task reaches."""
-        for p, column, reached in zip(self._shared, direction.split(self._sizes), self._reached, strict=True):
-            p.grad = column.view_as(p).to(p.dtype) if reached else None
+        if self._columns == "part":
+            direction = self._ranks.gather(direction, sum(self._sizes))
+        reached = (self._ranks.sum(torch.tensor(self._reached, dtype=torch.int32)) > 0).tolist()
+        for p, column, found in zip(self._shared, direction.split(self._sizes), reached, strict=True):
+            p.grad = column.view_as(p).to(p.dtype) if found else None
 
+    def _pieces(self) -> tuple[list[int | None], list[int]]:
+        """The columns here: which parameter each piece is of (None: padding), and how long it is."""
+        if self._columns != "part" or self._ranks.size == 1:
+            return list(range(len(self._sizes))), self._sizes
+        share = self._ranks.share(sum(self._sizes))
+        start = share * self._ranks.rank
+        owners: list[int | None] = []
+        lengths, offset = [], 0
+        for index, size in enumerate(self._sizes):
+            length = min(offset + size, start + share) - max(offset, start)
+            if length > 0:
+                owners.append(index)
+                lengths.append(length)
+            offset += size
+        padding = share - sum(lengths)
+        return ([*owners, None], [*lengths, padding]) if padding else (owners, lengths)
 
-def gramian(blocks: Sequence[Tensor], groups: Sequence[int], others: Sequence[Tensor] | None = None) -> Tensor:
-    """Inner products of the rows, given as blocks (A, p) of columns, with each other or with those of `others`.
-
-    Summed over the blocks in float64: one flat float32 product is up to 190 times less exact.
-
-    Returns:
-        (G, A, A) float64; with `others` [:, i, j] is row i of `blocks` times row j of `others`.
-    """
-    tasks = len(blocks[0])
-    result = torch.zeros(max(groups) + 1, tasks, tasks, dtype=torch.float64, device=blocks[0].device)
-    for block, other, group in zip(blocks, blocks if others is None else others, groups, strict=True):
-        result[group] += block @ other.T
-    return result
-
-
-def combine(weights: Tensor, blocks: Sequence[Tensor], groups: Sequence[int]) -> Tensor:
-    """The direction (P,): each block's rows weighted with its group's weights (G, A)."""
-    weights = weights.to(blocks[0])
-    return torch.cat([weights[group] @ block for block, group in zip(blocks, groups, strict=True)])
+    def _of_pieces(self, groups: Sequence[int | None]) -> list[int | None]:
+        return [None if owner is None else groups[owner] for owner in self._pieces()[0]]

@@ -331,6 +331,11 @@ class MultiTaskModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
+        if self.trainer.world_size > 1:
+            raise ValueError(
+                f"Training on {self.trainer.world_size} ranks is not there yet: the engine balances over them, but data, "
+                "evaluation and after_step see one rank alone. Use devices=1, num_nodes=1."
+            )
         self.engine.step = self.trainer.global_step
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.gradients.last_layer import LastLayer
+from mtlbench.gradients.ranks import Ranks
+
+ALONE = Ranks(None, device=torch.device("cpu"))
 
 
 class Net(nn.Module):
@@ -26,7 +29,7 @@ def test_the_last_executed_matrix_that_every_task_reaches() -> None:
     net = Net()
     layer = LastLayer(net)
     tokens, pooled = net(torch.randn(3, 4))
-    found = layer.find([tokens.square().mean(), pooled.square().mean()])
+    found = layer.find([tokens.square().mean(), pooled.square().mean()], ALONE)
     assert layer.name == "second"
     assert [id(p) for p in found] == [id(net.second.weight), id(net.second.bias)]
     assert not any(module._forward_hooks for module in net.modules())
@@ -46,4 +49,4 @@ def test_without_a_forward_it_says_what_to_do() -> None:
     net = Net()
     tokens, _ = net(torch.randn(3, 4))
     with pytest.raises(RuntimeError, match="before the first forward"):
-        LastLayer(net).find([tokens.mean()])
+        LastLayer(net).find([tokens.mean()], ALONE)
