@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtlbench.balancing.base import Property, TaskSpec, Weighting
 from mtlbench.balancing.checks import one_of
-from mtlbench.linalg import is_zero
+from mtlbench.linalg import eigh, is_zero
 
 ScaleMode = Literal["min", "median", "rmse"]
 
@@ -20,8 +20,7 @@ def aligned_mtl_weights(
     gramian: Tensor, *, scale_mode: ScaleMode = "min", reduction: Literal["sum", "mean"] = "sum"
 ) -> Tensor:
     """(A, A) Gramian -> (A,) float64 weights on its device (see `AlignedMTL`)."""
-    # numpy's, not torch's: that takes fifty times as long at T = 40 where BLAS has several threads.
-    values, vectors = np.linalg.eigh(gramian.detach().cpu().double().numpy())
+    values, vectors = eigh(gramian.detach().cpu().double().numpy())
     kept = values > len(values) * np.finfo(values.dtype).eps * values[-1]
     values, vectors = values[kept], vectors[:, kept]
     weights = np.zeros(len(gramian))

@@ -14,11 +14,11 @@ from mtlbench.balancing.checks import by_task, no_loss_below, number
 def famo_objective(losses: Tensor, logits: Tensor) -> Tensor:
     """(A,) positive losses and logits -> () c sum_i z_i ln l_i, z = softmax(logits), c = 1 / sum_i z_i / l_i fixed.
 
-    Its derivative is softmax(logits - ln l).
+    Its derivative is softmax(logits - ln l), which is c z_i / l_i.
     """
-    shares, logs = torch.softmax(logits, 0), losses.log()
-    scale = torch.exp(-torch.logsumexp(torch.log_softmax(logits, 0) - logs.detach(), 0))
-    return scale * (shares * logs).sum()
+    logs = losses.log()
+    weights = torch.softmax(logits - logs.detach(), 0)
+    return (weights * losses.detach()) @ logs
 
 
 def famo_slope(logits: Tensor, progress: Tensor) -> Tensor:
@@ -87,11 +87,11 @@ class FAMO(Scalarizer):
     def forward(self, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
         self._check(losses, active)
         gaps = losses - select(self.min_losses, active).to(losses)
-        left = gaps > 0
+        left, logits = gaps > 0, select(self.logits, active).to(losses)
         self.status = "solved" if left.all() else "degenerate"
-        if not left.any():
-            return 0 * losses.sum()
-        return famo_objective(gaps[left], select(self.logits, active).to(losses)[left])
+        if self.status == "solved":
+            return famo_objective(gaps, logits)
+        return famo_objective(gaps[left], logits[left]) if left.any() else 0 * losses.sum()
 
     @torch.no_grad()
     def after_step(self, before: Tensor, after: Tensor) -> None:
@@ -100,17 +100,18 @@ class FAMO(Scalarizer):
         seen = (before > self.min_losses) & (after > self.min_losses)  # false where a task had no labels: NaN
         if not seen.any():
             return
-        bounds, logits = self.min_losses[seen], self.logits[seen]
-        slope = famo_slope(logits, (before[seen] - bounds).log() - (after[seen] - bounds).log())
-        self.updates[seen] += 1
-        self.logits[seen] = logits - self.lr * self._adam(slope + self.gamma * logits, seen)
+        index = slice(None) if seen.all() else seen
+        bounds, logits = self.min_losses[index], self.logits[index]
+        slope = famo_slope(logits, (before[index] - bounds).log() - (after[index] - bounds).log())
+        self.updates[index] += 1
+        self.logits[index] = logits - self.lr * self._adam(slope + self.gamma * logits, index)
 
-    def _adam(self, slope: Tensor, seen: Tensor, *, eps: float = 1e-8) -> Tensor:
+    def _adam(self, slope: Tensor, index: slice | Tensor, *, eps: float = 1e-8) -> Tensor:
         """The direction of torch's Adam, in buffers: an optimizer of a buffer is lost when the buffer moves."""
         rates = torch.tensor([[0.9], [0.999]], dtype=torch.float64, device=slope.device)
-        moments = rates * self.moments[:, seen] + (1 - rates) * torch.stack([slope, slope.square()])
-        self.moments[:, seen] = moments
-        first, second = moments / (1 - rates ** self.updates[seen])
+        moments = rates * self.moments[:, index] + (1 - rates) * torch.stack([slope, slope.square()])
+        self.moments[:, index] = moments
+        first, second = moments / (1 - rates ** self.updates[index])
         return first / (second.sqrt() + eps)
 
     def _check(self, losses: Tensor, active: Tensor | None) -> None:

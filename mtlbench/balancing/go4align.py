@@ -113,8 +113,9 @@ class GO4Align(Scalarizer):
         self.logs[index] = shares + torch.logsumexp(before, 0)
         left = current > 0
         self.status = "solved" if left.all() else "degenerate"
+        kept = slice(None) if self.status == "solved" else left
         weights = torch.zeros_like(current)
         if left.any():
-            values = shares[left].exp() * (current.sum() / current[left])
-            weights[left] = group_means(values, groups=self.groups).to(weights)
+            values = shares[kept].exp() * (current.sum() / current[kept])
+            weights[kept] = group_means(values, groups=self.groups).to(weights)
         return (weights.to(losses) * losses).sum()

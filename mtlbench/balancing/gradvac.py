@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -39,37 +40,37 @@ def gradvac_weights(
     else:
         order = torch.stack([torch.randperm(size, generator=generator) for _ in range(size)]).numpy()
     products = gramian.detach().cpu().double().numpy()
-    phi = targets.detach().cpu().double().numpy().copy().reshape(len(products), -1)
+    phi = targets.detach().cpu().double().numpy().copy()
     lengths = np.sqrt(np.diagonal(products, axis1=-2, axis2=-1))
-    rows = np.arange(size)
-    pairs = rows * size + order.T  # (A, A) places of (i, j) in a flat matrix: step after step, i in a row
-    had = phi[:, pairs].swapaxes(0, 1)  # (A, G, A), and so the next four: every pair meets once
+    # All in units of the gradients' own lengths: a correction changes a gradient as much whatever their scales.
+    units = np.where(lengths > 0, lengths, 1.0)
+    between = products / units[:, :, None] / units[:, None]
+    rows, steps = np.arange(size), np.ascontiguousarray(order.T)
+    had = phi[:, rows, steps].swapaxes(0, 1)  # (A, G, A), and so the next five: every pair meets once
+    angled = (lengths[:, steps].swapaxes(0, 1) > 0) & (rows != steps)[:, None]
     wanted = np.minimum(had, _CLOSEST)
-    slope = wanted / np.sqrt(np.where(wanted > -1, 1 - wanted * wanted, 1.0))
-    other = lengths[:, order.T].swapaxes(0, 1)
-    angled = (other > 0) & (rows != order.T)[:, None]
-    other = np.where(angled, other, 1.0)
+    stretch = 1 / np.sqrt(np.where(wanted > -1, 1 - wanted * wanted, 1.0))
+    slope = wanted * stretch
     cosines = np.empty_like(had)
     # combined[:, i] are the weights of task i's corrected gradient; all tasks take their next step at once.
-    combined = np.tile(np.eye(size).reshape(-1), (len(products), 1))
-    inner = products.reshape(len(products), -1).copy()  # of the corrected gradients with the given ones
-    squares = lengths * lengths  # of the corrected gradients
-    bounds = lengths.copy()  # what they would be at most, were all corrections in one direction
-    for k, (pair, others) in enumerate(zip(pairs, np.ascontiguousarray(order.T), strict=True)):
+    combined = np.tile(np.eye(size), (len(products), 1, 1))
+    length = np.sign(lengths)  # of the corrected gradients
+    bound = length  # what it would be at most, were all corrections in one direction
+    least = 2 * math.sqrt(size * _EPS)
+    for k, others in enumerate(steps):
         # A gradient that corrections have cancelled is zero up to rounding, and has no angle.
-        angled[k] &= squares > 4 * size * _EPS * bounds * bounds
-        length, dot = np.sqrt(np.where(angled[k], squares, 1.0)), inner[:, pair]
-        cosine = cosines[k] = np.minimum(np.maximum(dot / (length * other[k]), -1), 1)
+        angled[k] &= length > least * bound
+        inner = np.vecdot(between.take(others, 1), combined)
+        cosine = cosines[k] = np.minimum(np.maximum(inner / np.where(angled[k], length, 1.0), -1), 1)
         turned = angled[k] & (cosine < wanted[k])
-        if turned.any():
-            step = np.where(turned, length / other[k] * (slope[k] * np.sqrt(1 - cosine * cosine) - cosine), 0.0)
-            combined[:, pair] += step
-            squares = squares + step * (2 * dot + step * other[k] * other[k])
-            inner += (step[:, :, None] * products[:, others]).reshape(inner.shape)
-            bounds = bounds + np.abs(step) * other[k]
-    phi[:, pairs] = np.where(angled, had + beta * (cosines - had), had).swapaxes(0, 1)
-    weights = torch.from_numpy(combined.reshape(products.shape).sum(1))
-    return weights.to(gramian.device), torch.from_numpy(phi.reshape(products.shape)).to(targets.device)
+        sine = np.sqrt(1 - cosine * cosine)
+        step = np.where(turned, length * (slope[k] * sine - cosine), 0.0)
+        combined[:, rows, others] += step
+        length = np.where(turned, length * sine * stretch[k], length)
+        bound = bound + np.abs(step)
+    phi[:, rows, steps] = np.where(angled, had + beta * (cosines - had), had).swapaxes(0, 1)
+    weights = np.einsum("gi,gij->gj", units, combined) / units
+    return torch.from_numpy(weights).to(gramian.device), torch.from_numpy(phi).to(targets.device)
 
 
 class GradVac(Weighting):
@@ -120,14 +121,14 @@ class GradVac(Weighting):
 
     def forward(self, gramian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
         targets = self.targets.read(gramian)
-        index = torch.arange(self.num_tasks) if active is None else active.cpu()
+        index = slice(None) if active is None else (slice(None), active.cpu()[:, None], active.cpu())
         weights, updated = gradvac_weights(
             gramian,
-            targets[:, index[:, None], index],
+            targets[index],
             beta=self.beta,
             generator=self.generator if self.order == "random" else None,
         )
-        targets[:, index[:, None], index] = updated
+        targets[index] = updated
         zero = all(is_zero(group, row) for group, row in zip(gramian, weights, strict=True))
         self.status = "degenerate" if zero else "solved"
         return weights.to(gramian)

@@ -17,7 +17,7 @@ Distance = Literal["squared", "plain"]
 def krum_scores(gramian: Tensor, *, byzantine: int = 0, distance: Distance = "squared") -> Tensor:
     """(A, A) Gramian -> (A,) sums of the distances to the A - byzantine - 2 closest other gradients."""
     squares = gramian.diagonal()
-    # Symmetric to the bit: the two closest gradients have each other's distance, and such ties are not for rounding to settle.
+    # Symmetric to the bit: the two closest gradients have each other's distance, a tie that rounding must not settle.
     distances = (squares[:, None] + squares - (gramian + gramian.T)).clamp_min(0)
     if distance == "plain":
         distances = distances.sqrt()

@@ -10,7 +10,7 @@ result is checked against its optimality conditions before it is returned.
 from mtlbench.linalg.cone import dual_cone
 from mtlbench.linalg.fair import alpha_fair
 from mtlbench.linalg.hull import conflict_averse, min_norm
-from mtlbench.linalg.points import TOLERANCE, bisector, is_zero, kkt_residual
+from mtlbench.linalg.points import TOLERANCE, bisector, eigh, is_zero, kkt_residual
 
 __all__ = [
     "TOLERANCE",
@@ -18,6 +18,7 @@ __all__ = [
     "bisector",
     "conflict_averse",
     "dual_cone",
+    "eigh",
     "is_zero",
     "kkt_residual",
     "min_norm",

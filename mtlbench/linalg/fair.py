@@ -8,7 +8,7 @@ from scipy.linalg.lapack import dgels, dposv
 from torch import Tensor
 
 from mtlbench.linalg.hull import nearest
-from mtlbench.linalg.points import EPS, TOLERANCE, Array, fail, lengths_of, to_points, vanishes
+from mtlbench.linalg.points import EPS, TINY, TOLERANCE, Array, fail, lengths_of, to_points, vanishes
 
 STEPS = 200
 
@@ -25,11 +25,13 @@ def alpha_fair(gramian: Tensor, *, alpha: float) -> tuple[Tensor, bool]:
 
     Returns:
         (T,) float64 weights, on `gramian`'s device, and whether there is a root; the weights are 0 where
-        there is none, as far as a float64 Gramian can tell.
+        there is none, as far as a float64 Gramian can tell. A weight too small for float64 (a great alpha and
+        gradients of very different lengths) is 0 or next to it, and its task gains no less than the root gives.
 
     Raises:
         ValueError: `gramian` is not square, finite and positive semidefinite (up to rounding).
-        RuntimeError: the relative residual of the result exceeds `TOLERANCE`.
+        RuntimeError: the relative residual of the result exceeds `TOLERANCE`; known of a few alphas of 10 and
+            more with gradients that are opposite up to 1e-6 of their lengths.
     """
     points = to_points(gramian)
     power = 1 / alpha
@@ -45,7 +47,8 @@ def alpha_fair(gramian: Tensor, *, alpha: float) -> tuple[Tensor, bool]:
         combination, scale = weights @ rows, weights @ lengths
         if combination @ combination <= 4 * len(rows) * EPS * scale * scale:
             return none, False
-        gap = np.abs(rows @ combination - lengths * lengths * weights**-power)
+        gap = rows @ combination - lengths * lengths * weights**-power
+        gap = np.where(weights > TINY, np.abs(gap), np.maximum(-gap, 0))
         violation = float((gap / (lengths * scale)).max())
         if violation <= TOLERANCE:
             break
@@ -61,9 +64,9 @@ def _newton(rows: Array, lengths: Array, *, power: float, straight: bool) -> Arr
     """The positive t with (rows rows') t = |rows|^2 t^-power, or where the steps for it ended.
 
     Steps are relative to t. What is to grow grows linearly in the step, t (1 + s), and what is to shrink
-    shrinks as its reciprocal grows, t / (1 - s): t stays positive, and far from the root both are near
-    what the other terms ask for. With `straight`, where the rows' combination is short by cancellation and a
-    bent step would lengthen it, t (1 + s) with s > -1.
+    shrinks as its pull, the right side, grows linearly, t (1 - power s)^(-1 / power): t stays positive, and far
+    from the root both are near what the other terms ask for. Close to it all is t (1 + s), and with `straight`
+    also where the rows' combination is short by cancellation and a bent step would lengthen it, with s > -1.
     """
     products = rows @ rows.T
     squares = lengths * lengths
@@ -73,22 +76,30 @@ def _newton(rows: Array, lengths: Array, *, power: float, straight: bool) -> Arr
     pull = squares * t**-power
     gap = products @ t - pull
     near = True
-    for _ in range(STEPS):
-        if near and (np.abs(gap) <= 4 * size * EPS * lengths * (t @ lengths)).all():
+    # Where the pull outweighs all else a step is t (1 + 1 / power): a great power needs more of them.
+    for _ in range(STEPS + int(4 * power)):
+        scale, square = t @ lengths, t @ (gap + pull)  # |t'rows|^2
+        if square <= 2 * size * EPS * scale * scale:
+            return t
+        if near and (np.abs(gap) <= 4 * size * EPS * lengths * scale).all():
             return t
         hessian = products * t * t[:, None]
         hessian.flat[:: size + 1] += power * pull * t
         _, step, failed = dposv(hessian, -gap * t)
-        careful = bool(failed) or (straight and t @ (gap + pull) <= 1e-8 * (t @ lengths) ** 2)
+        careful = bool(failed) or (straight and square <= 1e-8 * scale * scale)
         if careful:
             step = _careful_step(rows, t, pull, power=power)
             step *= min(1.0, 0.9 / max(-step.min(), 0.9))
+        np.maximum(step, 0, out=step, where=t <= TINY)
         largest = np.abs(step).max()
-        if not np.isfinite(largest):
+        if not largest < np.inf:
             return t
         decrease = -(step * t) @ gap
         for _ in range(40):
-            trial = t + t * step if careful else t * (1 + np.maximum(step, 0)) / (1 - np.minimum(step, 0))
+            factor = 1 + step
+            if not (careful or largest <= 1e-2):
+                factor = (1 + np.maximum(step, 0)) * (1 - power * np.minimum(step, 0)) ** (-1 / power)
+            trial = np.maximum(t * factor, TINY)
             pull = squares * trial**-power
             gap = (rows @ (trial @ rows) if careful else products @ trial) - pull
             # Convexity: short of the minimum along the step the slope is negative.

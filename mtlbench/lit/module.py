@@ -333,8 +333,8 @@ class MultiTaskModule(LightningModule):
     def on_fit_start(self) -> None:
         if self.trainer.world_size > 1:
             raise ValueError(
-                f"Training on {self.trainer.world_size} ranks is not there yet: the engine balances over them, but data, "
-                "evaluation and after_step see one rank alone. Use devices=1, num_nodes=1."
+                f"Training on {self.trainer.world_size} ranks is not there yet: the engine balances over them, but "
+                "data, evaluation and after_step see one rank alone. Use devices=1, num_nodes=1."
             )
         self.engine.step = self.trainer.global_step
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
 from mtlbench.balancing.base import Weighting
@@ -14,6 +16,14 @@ B = [[10.0, 0.0], [-1.0, 1.0]]
 C = [[3.0, 0.0, 1.0], [-1.0, 2.0, 0.0], [-1.0, -1.0, 2.0]]
 OPPOSITE = [[2.0, 0.0], [-2.0, 0.0]]
 SEEDS = st.integers(0, 2**31)
+
+
+@st.composite
+def matrices(draw: st.DrawFn, smallest: int = 1, largest: int = 6) -> Tensor:
+    """(T, P) gradients, T from `smallest` to `largest`: many zeros, repetitions and conflicts among them."""
+    shape = draw(st.tuples(st.integers(smallest, largest), st.integers(1, 6)))
+    entries = st.one_of(st.integers(-3, 3).map(float), st.floats(-10, 10).map(lambda x: round(x, 6)))
+    return torch.from_numpy(draw(arrays(np.float64, shape, elements=entries)))
 
 
 def tensor(values: object) -> Tensor:

@@ -1,4 +1,4 @@
-"""The Weightings with an exact solver: papers' numbers, options, identities.
+"""The Weightings with an exact solver: papers' numbers, options, state.
 
 Fixtures A, B and C and their directions: the methods reference, section 2, table "Gradient methods".
 """
@@ -9,12 +9,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from torch import Tensor, nn
 
 from mtlbench.balancing.aligned_mtl import AlignedMTL
@@ -26,7 +22,6 @@ from mtlbench.balancing.imtl import IMTL
 from mtlbench.balancing.imtl_g import IMTLG
 from mtlbench.balancing.mgda import MGDA
 from mtlbench.balancing.nash_mtl import NashMTL
-from mtlbench.balancing.pcgrad import PCGrad
 from mtlbench.balancing.upgrad import UPGrad
 from mtlbench.gradients.engine import GradientEngine
 from tests.balancing.rows import A, B, C, six, tensor, weigh
@@ -213,96 +208,6 @@ def test_nash_without_a_root_solves_at_the_next_step() -> None:
     assert balancer.weights.tolist() == [1, 1]
     assert (weigh(balancer, tensor(A)) @ tensor(A)).tolist() == six(0.743496, 1.203002)
     assert balancer.status == "solved"
-
-
-# ---------------------------------------------------------------- identities (methods, end of section 2)
-
-
-modest = settings(deadline=None, max_examples=60, derandomize=True)
-
-
-entries = st.one_of(st.integers(-3, 3).map(float), st.floats(-10, 10).map(lambda x: round(x, 6)))
-
-
-@st.composite
-def matrices(draw: st.DrawFn, smallest: int = 1, largest: int = 6) -> Tensor:
-    shape = draw(st.tuples(st.integers(smallest, largest), st.integers(1, 6)))
-    return torch.from_numpy(draw(arrays(np.float64, shape, elements=entries)))
-
-
-pairs = arrays(np.float64, (2, 4), elements=entries).map(torch.from_numpy)
-
-
-def is_regular(rows: Tensor) -> bool:
-    """Well apart from a zero row and from opposite gradients."""
-    lengths = rows.norm(dim=1)
-    if lengths.min() < 1e-3:
-        return False
-    cosines = (rows @ rows.T) / lengths[:, None] / lengths
-    return float(torch.linalg.eigvalsh(cosines)[0]) > 1e-4
-
-
-@modest
-@given(pairs)
-def test_two_tasks(rows: Tensor) -> None:
-    assume(is_regular(rows))
-    lengths = rows.norm(dim=1)
-    cosine = float(rows[0] @ rows[1] / lengths.prod())
-    # Nash w_i = 1 / (|g_i| sqrt(1 + cos))
-    nash = weigh(NashMTL(num_tasks=2, seed=0), rows)
-    assert torch.allclose(nash, 1 / (lengths * math.sqrt(1 + cosine)), rtol=1e-7)
-    # all along the bisector; UPGrad is half of PCGrad
-    middle = (rows / lengths[:, None]).sum(0)
-    for found in (direction(kind, rows) for kind in (NashMTL, IMTLG, ConFIG)):
-        assert float(torch.cosine_similarity(found, middle, dim=0)) >= 1 - 1e-9
-    assert torch.allclose(direction(FairGrad, rows, alpha=1.0), direction(NashMTL, rows), rtol=1e-12)
-    assert torch.allclose(direction(UPGrad, rows), direction(PCGrad, rows) / 2, atol=1e-6)
-
-
-@modest
-@given(matrices())
-def test_any_number_of_tasks(rows: Tensor) -> None:
-    size, lengths = len(rows), rows.norm(dim=1)
-    noise = 1e-7 * lengths * lengths.max()
-    # UPGrad and DualProj: J d >= 0
-    for kind in (UPGrad, DualProj):
-        weights = weigh(kind(num_tasks=size, seed=0), rows)
-        assert (rows @ (weights @ rows) >= -noise * weights.abs().sum()).all()
-    mean = rows.mean(0)
-    if (rows @ mean >= 0).all():
-        assert torch.allclose(direction(DualProj, rows), mean)
-    assume(is_regular(rows))
-    # Nash: |d|^2 = T and J d > 0; FairGrad: sum_i w_i^(1 - 1/alpha)
-    nash = direction(NashMTL, rows)
-    assert float(nash @ nash) == pytest.approx(size, rel=1e-7)
-    assert (rows @ nash > 0).all()
-    weights = weigh(FairGrad(num_tasks=size, seed=0, alpha=3.0), rows)
-    assert float((weights @ rows).square().sum()) == pytest.approx(float((weights ** (2 / 3)).sum()), rel=1e-7)
-    # IMTL-G: equal projections; ConFIG: as long as its projections sum to
-    products = (rows @ direction(IMTLG, rows)) / lengths
-    assert torch.allclose(products, products[0].expand(size), rtol=1e-6)
-    found = direction(ConFIG, rows)
-    assert float((rows @ found).sum()) == pytest.approx(float(found @ found), rel=1e-7)
-
-
-@modest
-@given(matrices(2), st.integers(0, 5), st.floats(1e-4, 1e4))
-def test_nash_does_not_depend_on_the_scale_of_a_loss(rows: Tensor, task: int, factor: float) -> None:
-    assume(is_regular(rows))
-    scaled = rows.clone()
-    scaled[task % len(rows)] *= factor
-    assert torch.allclose(direction(NashMTL, rows), direction(NashMTL, scaled), rtol=1e-6, atol=1e-6)
-
-
-@modest
-@given(matrices(2))
-def test_aligned_gradients_have_condition_number_one(rows: Tensor) -> None:
-    assume(is_regular(rows))
-    values, vectors = torch.linalg.eigh(rows @ rows.T)
-    aligned = (values[0].sqrt() * vectors / values.sqrt()) @ vectors.T @ rows
-    singular = torch.linalg.svdvals(aligned)
-    assert torch.allclose(singular, singular[0].expand(len(singular)), rtol=1e-5)
-    assert torch.allclose(direction(AlignedMTL, rows), aligned.sum(0), rtol=1e-5, atol=1e-5)
 
 
 def test_fairgrad_of_a_great_alpha_has_equal_products() -> None:

@@ -40,7 +40,18 @@ def test_dual_cone_together_as_one_by_one() -> None:
         assert torch.allclose(together, alone, atol=1e-10)
 
 
-@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
+def test_dual_cone_guesses_what_is_tight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Projections of forty regular gradients: one batch of linear systems, nothing left to be solved by itself."""
+    monkeypatch.setattr("mtlbench.linalg.cone.nnls", None)
+    for seed in range(5):
+        rows = torch.from_numpy(np.random.default_rng(seed).standard_normal((40, 400)))
+        given = torch.eye(40, dtype=torch.float64)
+        weights = dual_cone(rows @ rows.T, given)
+        assert (weights > given).sum() > 400  # tight constraints
+        assert (weights @ rows @ rows.T >= -1e-9 * rows.norm()).all()
+
+
+@pytest.mark.parametrize("alpha", [0.02, 0.1, 0.5, 1.0, 2.0, 5.0])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("case", CASES)
 def test_alpha_fair_is_the_root(case: str, size: int, alpha: float) -> None:
@@ -70,6 +81,32 @@ def test_alpha_fair_of_any_alpha(alpha: float) -> None:
         weights, regular = alpha_fair(gramian, alpha=alpha)
         assert regular
         assert torch.allclose(gramian @ weights, weights ** (-1 / alpha), rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.1, 1.0, 10.0])
+def test_alpha_fair_of_nearly_opposite_gradients(alpha: float) -> None:
+    """The closer they are to opposite, the longer the weights, until there is no root."""
+    for exponent in range(1, 13):
+        for size in (2, 3, 5):
+            rng = np.random.default_rng(exponent)
+            line = rng.uniform(0.3, 3, (size, 1)) * (-1.0) ** np.arange(size)[:, None] * rng.standard_normal(20)
+            rows = torch.from_numpy(line + 10.0**-exponent * rng.standard_normal((size, 20)))
+            gramian, lengths = rows @ rows.T, rows.norm(dim=1)
+            weights, regular = alpha_fair(gramian, alpha=alpha)
+            assert regular or exponent >= 7
+            assert not (regular and exponent >= 10)
+            gap = (gramian @ weights - weights ** (-1 / alpha)).abs()
+            assert not regular or (gap / lengths <= 1e-8 * (weights @ lengths)).all()
+
+
+def test_a_weight_that_float64_cannot_hold_is_next_to_nothing() -> None:
+    """w_1 = (g_1.d)^-100, which is 1e-2000; the other task's gradient gives the direction."""
+    rows = tensor([[1e10, 0.0], [1e-10, 1e-10]])
+    gramian = rows @ rows.T
+    weights, regular = alpha_fair(gramian, alpha=100.0)
+    assert regular
+    assert weights[0] <= 1e-300
+    assert float((gramian @ weights)[1]) == pytest.approx(float(weights[1] ** (-1 / 100)))
 
 
 def test_bisector_of_dependent_gradients_is_the_pseudo_inverse() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 
+from mtlbench.lit.module import MultiTaskModule
 from mtlbench.results.records import read_summary
 from mtlbench.train import train
 from tests.conftest import config
@@ -202,3 +204,10 @@ def test_fast_dev_run_tries_everything_once(run: Run, balancer: str) -> None:
     assert summary["status"] == "finished"
     assert summary["steps"] == 1
     assert "left/accuracy" in summary["test"]
+
+
+def test_several_ranks_are_refused() -> None:
+    """Past the command line's own check too."""
+    module = SimpleNamespace(trainer=SimpleNamespace(world_size=2))
+    with pytest.raises(ValueError, match="2 ranks is not there yet"):
+        MultiTaskModule.on_fit_start(module)  # type: ignore[arg-type]
