@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test lint format methods bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,7 +36,10 @@ format: $(INSTALLED)  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED)  ## measure the framework's overhead per training step
+methods: $(INSTALLED)  ## write mtlbench/balancing/README.md from the balancers' docstrings
+	$(BIN)/python -m tests.balancing.page
+
+bench: $(INSTALLED)  ## measure what a training step costs, and the balancers' solvers beside TorchJD's
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench
 
 clean:  ## remove caches and build outputs (.venv and runs/ stay)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mtlbench import __version__
-from mtlbench.confdir import KINDS, entries
+from mtlbench.confdir import KINDS
 
 COMMANDS = {
     "train": "train: one run, or a sweep with -m (a Hydra app: overrides, --cfg job, --help)",
@@ -74,7 +74,7 @@ def _dispatch(arguments: list[str]) -> int:
 
         return show(args.benchmark, args.overrides, config_dir=args.config_dir)
     if args.command == "list":
-        return _list(args.kind)
+        return _list(args.kind, config_dir=args.config_dir)
     if args.command in ("evaluate", "predict", "export"):
         return _after_training(args)
     from mtlbench.doctor import doctor
@@ -121,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     added["list"].add_argument(
         "kind", nargs="?", help="balancers, encoders, sharings, benchmarks, mixings, experiments"
     )
+    added["list"].add_argument("--config-dir", type=Path, metavar="DIR", help="show what is in your own configs too")
     return parser
 
 
@@ -146,24 +147,16 @@ def _unknown(what: str, name: str, known: Sequence[str] | dict[str, str]) -> int
     return 2
 
 
-def _list(kind: str | None) -> int:
-    from rich.console import Console
-    from rich.table import Table
-
+def _list(kind: str | None, *, config_dir: Path | None) -> int:
     if kind is not None and kind not in KINDS and f"{kind}s" not in KINDS:
         return _unknown("list", kind, KINDS)
-    console = Console()
-    for shown in KINDS if kind is None else [kind if kind in KINDS else f"{kind}s"]:
-        found = entries(KINDS[shown])
-        console.print(f"\n[bold]{shown}[/] ({KINDS[shown]}=...)")
-        table = Table()
-        table.add_column("name", no_wrap=True, style="bold")
-        table.add_column("description", overflow="fold")
-        if any(entry.paper for entry in found):
-            table.add_column("paper", overflow="fold")
-        for entry in found:
-            table.add_row(*[entry.name, entry.description, entry.paper][: len(table.columns)])
-        console.print(table)
+    from mtlbench.listing import show
+
+    try:
+        show([*KINDS] if kind is None else [kind if kind in KINDS else f"{kind}s"], config_dir=config_dir)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"mtlbench list: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -20,9 +20,13 @@ KINDS = {
 class Entry:
     """One YAML file of a config group, as its leading comment tells of it."""
 
-    name: str
+    path: Path
     description: str
     paper: str
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
 
 
 def conf_dir() -> Path:
@@ -44,9 +48,17 @@ def groups() -> list[str]:
     return sorted(folder.name for folder in conf_dir().iterdir() if folder.is_dir())
 
 
-def entries(group: str) -> list[Entry]:
-    """What a config group offers, by name."""
-    return [_read(path) for path in sorted((conf_dir() / group).glob("*.yaml"))]
+def entries(group: str, config_dir: Path | None = None) -> list[Entry]:
+    """What a config group offers, by name; with a config folder of one's own, whose files come before ours as in Hydra.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    if config_dir is not None and not config_dir.is_dir():
+        raise FileNotFoundError(f"no config folder {config_dir}")
+    folders = [conf_dir()] if config_dir is None else [conf_dir(), config_dir]
+    paths = {path.stem: path for folder in folders for path in (folder / group).glob("*.yaml")}
+    return [_read(path) for _, path in sorted(paths.items())]
 
 
 def _read(path: Path) -> Entry:
@@ -59,4 +71,4 @@ def _read(path: Path) -> Entry:
             comments.append(line.lstrip("#").strip())
     papers = [text.removeprefix("paper:").strip() for text in comments if text.startswith("paper:")]
     described = [text for text in comments if text and not text.startswith("paper:")]
-    return Entry(name=path.stem, description=described[0] if described else "", paper="; ".join(papers))
+    return Entry(path=path, description=described[0] if described else "", paper="; ".join(papers))

@@ -72,6 +72,6 @@ class AlignedMTL(Weighting):
 
     def forward(self, gramian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
         solved = [aligned_mtl_weights(group, scale_mode=self.scale_mode, reduction=self.reduction) for group in gramian]
-        zero = all(is_zero(group, weights.to(group)) for group, weights in zip(gramian, solved, strict=True))
-        self.status = "degenerate" if zero else "solved"
-        return torch.stack(solved).to(gramian)
+        weights = torch.stack(solved).to(gramian)
+        self.status = "degenerate" if is_zero(gramian, weights) else "solved"
+        return weights

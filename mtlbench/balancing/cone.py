@@ -50,6 +50,5 @@ class ConeProjection(Weighting):
         given = self.projected(gramian.shape[-1])
         found = [dual_cone(regularized(group, self.regularization), given).sum(0) for group in gramian]
         weights = torch.stack(found).to(gramian)
-        zero = all(is_zero(group, row) for group, row in zip(gramian, weights, strict=True))
-        self.status = "degenerate" if zero else "solved"
+        self.status = "degenerate" if is_zero(gramian, weights) else "solved"
         return weights

@@ -129,6 +129,5 @@ class GradVac(Weighting):
             generator=self.generator if self.order == "random" else None,
         )
         targets[index] = updated
-        zero = all(is_zero(group, row) for group, row in zip(gramian, weights, strict=True))
-        self.status = "degenerate" if zero else "solved"
+        self.status = "degenerate" if is_zero(gramian, weights) else "solved"
         return weights.to(gramian)

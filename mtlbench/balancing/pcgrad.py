@@ -78,6 +78,5 @@ class PCGrad(Weighting):
 
     def forward(self, gramian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
         weights = pcgrad_weights(gramian, generator=self.generator if self.order == "random" else None).to(gramian)
-        zero = all(is_zero(group, row) for group, row in zip(gramian, weights, strict=True))
-        self.status = "degenerate" if zero else "solved"
+        self.status = "degenerate" if is_zero(gramian, weights) else "solved"
         return weights

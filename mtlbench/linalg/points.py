@@ -40,15 +40,16 @@ def kkt_residual(gramian: Tensor, multipliers: Tensor, weights: Tensor, *, level
 
 
 def is_zero(gramian: Tensor, weights: Tensor) -> bool:
-    """Whether the combination of the gradients is zero, as far as a float64 Gramian can tell.
+    """Whether the combination of the gradients is zero in every group, as far as a float64 Gramian can tell.
 
     Args:
-        gramian: (T, T) inner products of the gradients.
-        weights: (T,) weights of the combination.
+        gramian: (T, T) or (G, T, T) inner products of the gradients.
+        weights: (T,) or (G, T) weights of the combination.
     """
-    matrix, row = gramian.detach().cpu().double().numpy(), weights.detach().cpu().double().numpy()
-    scale = np.abs(row) @ np.sqrt(matrix.diagonal())
-    return bool(row @ matrix @ row <= 4 * len(row) * EPS * scale * scale)
+    matrix, rows = gramian.detach().cpu().double().numpy(), weights.detach().cpu().double().numpy()[..., None, :]
+    scales = np.abs(rows[..., 0, :]) * np.sqrt(matrix.diagonal(0, -2, -1))
+    squares = (rows @ matrix * rows).sum((-2, -1))
+    return bool((squares <= 4 * rows.shape[-1] * EPS * scales.sum(-1) ** 2).all())
 
 
 def bisector(gramian: Tensor) -> tuple[Tensor, bool]:
