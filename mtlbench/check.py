@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from mtlbench.confdir import conf_dir, groups
 from mtlbench.data.names import choose, expand, nearest
 from mtlbench.data.nodes import check_dataset
 
@@ -52,6 +53,11 @@ NUMBERS: dict[str, tuple[type, float | None, bool]] = {
     "mixing.steps_per_epoch": (int, 1, True),
     "mixing.group_steps": (int, 1, False),
     "mixing.bucket": (int, 1, False),
+    "benchmark.steps": (int, 1, False),
+    "benchmark.scale": (float, 0, False),
+    "benchmark.clip": (float, 0, True),
+    "benchmark.epoch": (int, 1, False),
+    "benchmark.every": (int, 1, False),
 }
 CHOICES: dict[str, tuple[str, ...]] = {
     "encoder.attn_implementation": ("sdpa", "eager"),
@@ -61,6 +67,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "loss_scale": ("none", "initial"),
     "engine.heads": ("raw", "weighted"),
     "engine.normalize": ("none", "match_equal"),
+    "engine.measure": ("parameters", "last_layer", "features"),
     "selection.mode": ("max", "min"),
     "trainer.gradient_clip_algorithm": ("norm", "value"),
 }
@@ -88,9 +95,33 @@ def check(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if value is not None and value not in choices:
             raise ConfigError(f"{key}={value}: {nearest(str(value), choices)}")
+    if OmegaConf.select(cfg, "benchmark._target_") is not None:
+        _runs_itself(cfg)
+        return
     _tasks(cfg)
     _datasets(cfg)
     _combinations(cfg)
+
+
+def _runs_itself(cfg: DictConfig) -> None:
+    """Refuses what has no meaning for a benchmark that runs itself: all that is about networks, data and tasks."""
+    name = cfg.benchmark.name
+    if not str(OmegaConf.select(cfg, "sharing._target_")).endswith(".Hard"):
+        raise ConfigError(
+            f"benchmark={name}: its tasks share all there is, a point of the plane. Leave out sharing=..., and "
+            "balancer=independent with it."
+        )
+    defaults: Any = OmegaConf.load(conf_dir() / "train.yaml")
+    defaults.selection = {"monitor": "reached", "mode": "max"}
+    defaults.data.dir = OmegaConf.select(cfg, "data.dir")  # says where, not what
+    meant = {"benchmark", "balancer", "optimizer", "sharing", "seed", "method", "threads", "resume"}
+    for key in {*groups(), *defaults} - {*meant, "defaults"}:
+        given, default = (OmegaConf.select(node, key) for node in (cfg, defaults))
+        if given not in (default, None):
+            raise ConfigError(
+                f"benchmark={name} trains no network and reads no data, so that {key}... has no meaning there. It "
+                "takes benchmark.*, balancer, optimizer, seed, threads and method."
+            )
 
 
 def check_types(given: Any, defaults: Any, *, key: str = "") -> None:
@@ -197,9 +228,8 @@ def _combinations(cfg: DictConfig) -> None:
     devices = OmegaConf.select(cfg, "trainer.devices")
     if not (devices in (1, "1") or (isinstance(devices, ListConfig) and len(devices) == 1)):
         raise ConfigError(
-            f"trainer.devices={devices}: training on several devices is not there yet; a "
-            "balancer must see the global task gradients, and per-device balancing would silently be another method. "
-            "Use trainer.devices=1."
+            f"trainer.devices={devices}: training on several devices is not there yet; the engine balances over "
+            "ranks, but data, evaluation and after_step see one rank alone. Use trainer.devices=1."
         )
     if OmegaConf.select(cfg, "trainer.num_nodes") not in (None, 1):
         raise ConfigError("trainer.num_nodes: training on several nodes is not there yet. Use trainer.num_nodes=1.")
@@ -214,6 +244,24 @@ def _combinations(cfg: DictConfig) -> None:
         raise ConfigError(
             f"sharing=independent with {balancer}: tasks that share nothing have nothing to balance. "
             "Use balancer=independent, the single-task baselines, or another sharing."
+        )
+    if OmegaConf.select(cfg, "engine.measure") == "features":
+        _features(cfg, sharing)
+
+
+def _features(cfg: DictConfig, sharing: str) -> None:
+    """Whether the chosen tasks read one representation of the same examples."""
+    if not sharing.endswith(".Hard"):
+        raise ConfigError(f"engine.measure=features with {sharing}: expected sharing=hard, where all heads read one z.")
+    tasks: Mapping[str, Any] = OmegaConf.to_container(cfg.benchmark.tasks, resolve=True)  # type: ignore[assignment]
+    chosen = OmegaConf.select(cfg, "tasks")
+    nodes = choose(tasks, None if chosen is None else [str(name) for name in chosen]).values()
+    datasets, columns = {node.dataset for node in nodes}, {node.where[0] for node in nodes if node.where is not None}
+    if len(datasets) > 1 or columns:
+        apart = f"the datasets {', '.join(sorted(datasets))}" if len(datasets) > 1 else f"split_by {columns.pop()}"
+        raise ConfigError(
+            f"engine.measure=features: the tasks have examples of their own ({apart}), and features of different "
+            "examples have nothing to compare. Use engine.measure=parameters."
         )
 
 

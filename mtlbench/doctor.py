@@ -150,7 +150,7 @@ def data() -> Iterator[Check]:
 
 def _benchmark(name: str, benchmark: Mapping[str, Any], *, folder: Path | None) -> Check:
     """Where the datasets of one benchmark come from."""
-    from_files = [dataset for dataset in benchmark["datasets"].values() if "path" in dataset]
+    from_files = [dataset for dataset in benchmark.get("datasets", {}).values() if "path" in dataset]
     title = f"benchmark={name}"
     if not from_files:
         return Check(name=title, status="ok", found="embedded or made by code")

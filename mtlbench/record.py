@@ -23,7 +23,7 @@ def config_hash(cfg: Mapping[str, Any]) -> str:
     """Identifies what a run computes, whatever the place and the loggers."""
     kept = {key: value for key, value in cfg.items() if key not in _ELSEWHERE}
     for group, names in _ELSEWHERE_IN.items():
-        kept[group] = {key: value for key, value in kept[group].items() if key not in names}
+        kept[group] = {key: value for key, value in kept.get(group, {}).items() if key not in names}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -39,6 +39,8 @@ def read_config(run_dir: Path) -> DictConfig:
         raise ValueError(f"{run_dir} holds no {CONFIG}: expected the directory of a run, such as runs/2026-11-22/...")
     cfg = OmegaConf.load(path)
     assert isinstance(cfg, DictConfig)
+    if "encoder" not in cfg:
+        raise ValueError(f"{run_dir} is a run of benchmark={cfg.benchmark.name}, which trains no network.")
     if cfg.encoder.get("_target_") == f"{pretrained.__module__}.{pretrained.__name__}":
         cfg.encoder.model, cfg.encoder.weights = _folder(run_dir, ENCODER), False
         cfg.encoder.trust_remote_code = False

@@ -57,6 +57,8 @@ def explain(error: BaseException) -> str:
 def _unknown_key(cause: OmegaConfBaseException) -> str:
     """A key that the config lacks: the nearest of its siblings; at the top, the nearest of all keys and groups."""
     key = str(cause.full_key)
+    if key in groups():
+        return f"no key '{key}' in the config: with this benchmark {key} has no meaning."
     parent, _, name = key.rpartition(".")
     node = cause.parent_node
     siblings = [str(name) for name in node if not str(name).startswith("_")] if isinstance(node, DictConfig) else []

@@ -26,6 +26,8 @@ def show(benchmark: str, overrides: Sequence[str], *, config_dir: Path | None = 
     try:
         cfg = _compose([f"benchmark={benchmark}", *overrides], config_dir=config_dir)
         check(cfg)
+        if "datasets" not in cfg.benchmark:
+            raise ValueError(f"{benchmark} has no data: it is a problem that is made by code.")
 
         from rich.console import Console
 

@@ -68,7 +68,7 @@ def to_svg(canvas: Canvas, name: str) -> str:
         canvas.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    # Only ids in <defs> are referred to; those of groups would repeat from figure to figure.
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    # Only ids in <defs> are referred to; those of groups and images would repeat from figure to figure.
+    svg = re.sub(r'(<g|<image [^>]*?) id="[^"]*"', r"\1", svg)
     # The page scales the drawing down on narrow screens, never up.
     return re.sub(r'<svg ([^>]*?)width="([\d.]+pt)" height="[\d.]+pt"', r'<svg \1style="max-width: \2"', svg, count=1)

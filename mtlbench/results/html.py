@@ -26,6 +26,10 @@ from mtlbench.results.tables import (
     number,
     summary_columns,
 )
+from mtlbench.results.toy import Toy, front_columns, loss_columns, step_columns
+from mtlbench.results.toy import cost_columns as cost
+from mtlbench.results.toy import sentences as sentences_of_toy
+from mtlbench.results.toy_figures import figures as toy_figures
 from mtlbench.results.verdict import HOW_BEST, HOW_TESTED, interval_text, sentences
 
 
@@ -48,13 +52,28 @@ class View:
     cost: list[Column]
 
 
-def render(analyses: Sequence[Analysis], runs: Sequence[Run], problems: Sequence[Problem], *, command: str) -> str:
+@dataclass(frozen=True)
+class ToyView:
+    """A section of runs in the plane, ready to be laid out."""
+
+    anchor: str
+    title: str
+    verdict: list[str]
+    tables: Sequence[tuple[str, list[Column]]]
+    figures: list[Figure]
+    cost: list[Column]
+
+
+def render(
+    analyses: Sequence[Analysis], runs: Sequence[Run], problems: Sequence[Problem], *, toys: Sequence[Toy], command: str
+) -> str:
     """The page.
 
     Args:
         analyses: one a section.
         runs: all that were found, usable or not.
         problems: what is not in the numbers.
+        toys: the sections of runs in the plane.
         command: how to make the report again.
     """
     environment = Environment(
@@ -67,14 +86,24 @@ def render(analyses: Sequence[Analysis], runs: Sequence[Run], problems: Sequence
     titles = [analysis.section.benchmark for analysis in analyses]
     return environment.get_template("report.html.j2").render(
         views=[_view(i, analysis, titles) for i, analysis in enumerate(analyses)],
+        toys=[_toy_view(toy) for toy in toys],
         runs=run_columns(runs),
-        counted=sum(len(row.seeds) for analysis in analyses for row in analysis.rows),
+        counted=sum(len(row.seeds) for analysis in analyses for row in analysis.rows) + sum(len(t.runs) for t in toys),
         problems=problems,
         statuses=_counts(problems),
         command=command,
         how_tested=HOW_TESTED,
         how_best=HOW_BEST,
     )
+
+
+def _toy_view(toy: Toy) -> ToyView:
+    tables = (
+        ("Where each path ends: x1 at the Pareto front, or the point where it is not there", front_columns(toy)),
+        ("First step at the Pareto front", step_columns(toy)),
+        ("Losses at the end, f1 / f2", loss_columns(toy)),
+    )
+    return ToyView(f"toy-{toy.benchmark}", toy.benchmark, sentences_of_toy(toy), tables, toy_figures(toy), cost(toy))
 
 
 def _view(i: int, analysis: Analysis, titles: Sequence[str]) -> View:

@@ -144,8 +144,14 @@ def cost_columns(analysis: Analysis) -> list[Column]:
     ]
 
 
-def long_table(runs: Sequence[Run], analyses: Sequence[Analysis], problems: Sequence[Problem]) -> pd.DataFrame:
-    """One line per run, split and metric; a run or cell without numbers has one line with its reason."""
+def long_table(
+    runs: Sequence[Run],
+    analyses: Sequence[Analysis],
+    problems: Sequence[Problem],
+    *,
+    more: Sequence[Mapping[str, object]] = (),
+) -> pd.DataFrame:
+    """One line per run, split and metric, then `more`; a run or cell without numbers has one line with its reason."""
     labels = {run.path: s.label for analysis in analyses for s in analysis.section.settings for run in s.runs}
     lines: list[Mapping[str, object]] = []
     for run in runs:
@@ -168,6 +174,7 @@ def long_table(runs: Sequence[Run], analyses: Sequence[Analysis], problems: Sequ
                     about = {"benchmark": run.benchmark, "setting": row.label, "method": run.method, "seed": run.seed}
                     place = {"split": "test", "metric": name, "higher_is_better": up, "value": delta}
                     lines.append({**about, **place, "status": run.status, "path": str(run.path)})
+    lines.extend(more)
     for problem in problems:
         about = {"benchmark": problem.benchmark, "setting": problem.label, "seed": problem.seed}
         lines.append({**about, "status": problem.status, "path": problem.where, "reason": problem.reason})
