@@ -137,7 +137,7 @@ class GradientEngine:
         batches = self._read(losses, counts)
         scaled, factor = isinstance(scale, Tensor), float(scale)
         for one in batches:
-            if not scaled and one.totals.bad.any():
+            if not scaled and one.totals.bad is not None:
                 self._rows = self._batch_rows = None
                 self._measure.forget()
                 self._raise_non_finite("loss", one.totals.bad)
@@ -160,7 +160,7 @@ class GradientEngine:
                 return None
             rows, self._rows = self._rows, None
             record = self._balance_rows(rows, factor, scaled=scaled)
-        elif not totals.active or totals.bad.any():
+        elif not totals.active or totals.bad is not None:
             record = self._skip(totals.active, totals.means)
         elif isinstance(self.balancer, Scalarizer):
             weights = asking.objective_weights(self.balancer, totals.active, totals.means, factor)
@@ -286,16 +286,19 @@ class GradientEngine:
         gram: Tensor | None = None,
     ) -> BalanceRecord:
         """One backward of the losses, weighted with (1, A) weights."""
-        scales = torch.full_like(weights[0], factor) if slopes is None else slopes.to(weights) * factor
-        ratio = 1.0
+        weighted = weights[0] * factor if slopes is None else weights[0] * slopes.to(weights) * factor
+        plain = None
         if self.normalize == "match_equal" and self.shared:
-            plain = self._of_losses(batch, scales, self.shared, retain_graph=True)
-            found = self._of_losses(batch, weights[0] * scales, self.shared, retain_graph=True)
-            ratio = _ratio(_norm(plain), _norm(found))
+            equal = torch.full_like(weighted, factor) if slopes is None else slopes.to(weights) * factor
+            plain = _norm(self._of_losses(batch, equal, self.shared, retain_graph=True))
         parameters = [*self.shared, *private]
-        grads = self._of_losses(batch, weights[0] * scales, parameters)
-        for index, (parameter, grad) in enumerate(zip(parameters, grads, strict=True)):
-            parameter.grad = grad if grad is None or ratio == 1.0 or index >= len(self.shared) else grad * ratio
+        grads = self._of_losses(batch, weighted, parameters)
+        if plain is not None:
+            shared = grads[: len(self.shared)]
+            ratio = _ratio(plain, _norm(shared))
+            grads[: len(shared)] = [g if g is None else g * ratio for g in shared]
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.grad = grad
         return self._record(batch.totals.active, batch.totals.means, weights, gram)
 
     def _of_losses(
@@ -304,9 +307,12 @@ class GradientEngine:
         """Gradients of the losses over all ranks, weighted with a cotangent (A,)."""
         here: Sequence[Tensor | None] = [None] * len(parameters)
         if batch.active:
-            weighted = (cotangent[batch.positions].cpu() * batch.shares).to(batch.stacked)
             here = torch.autograd.grad(
-                batch.stacked, parameters, weighted, retain_graph=retain_graph, allow_unused=True
+                batch.stacked,
+                parameters,
+                batch.mine(cotangent).to(batch.stacked),
+                retain_graph=retain_graph,
+                allow_unused=True,
             )
         return self._ranks.sum_found(here, parameters)
 

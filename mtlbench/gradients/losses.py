@@ -19,13 +19,13 @@ class Totals(NamedTuple):
         active: their indices, ascending.
         means: (A,) mean losses, float64 on the CPU.
         counts: (A,) labelled elements behind each, float64 on the CPU.
-        bad: (W, T) which losses of which rank are not finite.
+        bad: (W, T) which losses of which rank are not finite; None where all are.
     """
 
     active: list[int]
     means: Tensor
     counts: Tensor
-    bad: Tensor
+    bad: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class MicroBatch:
             loss, or zeros would run through the networks of the others.
         counts: (a,) labelled elements behind each, float64 on the CPU.
         totals: the same micro-batch over all ranks.
+        alone: there is no other rank: the totals are of these losses.
     """
 
     active: list[int]
@@ -46,16 +47,17 @@ class MicroBatch:
     stacked: Tensor
     counts: Tensor
     totals: Totals
+    alone: bool
 
-    @property
-    def positions(self) -> list[int]:
-        """Where among the active tasks of all ranks this rank's stand."""
-        return [self.totals.active.index(task) for task in self.active]
+    def mine(self, values: Tensor) -> Tensor:
+        """From values (A,) for the means over all ranks to those (a,) for this rank's losses.
 
-    @property
-    def shares(self) -> Tensor:
-        """(a,) which part of a task's labelled elements is on this rank."""
-        return self.counts / self.totals.counts[self.positions]
+        Each is multiplied with the part of the task's labelled elements that is here.
+        """
+        if self.alone:
+            return values
+        places = [self.totals.active.index(task) for task in self.active]
+        return values.cpu()[places] * self.counts / self.totals.counts[places]
 
 
 def read(
@@ -90,19 +92,21 @@ def read(
     stacked = torch.stack(tensors) if tensors else torch.empty(0)
     means = stacked.detach().to("cpu", torch.float64)
     active = [index for index, _ in present]
-    return MicroBatch(active, tensors, stacked, sizes, _totals(active, means, sizes, len(tasks), ranks))
+    alone = ranks.size == 1
+    if alone and means.isfinite().all():  # without the cost and the rounding of sums
+        totals = Totals(active, means, sizes, None)
+    else:
+        totals = _totals(active, means, sizes, len(tasks), ranks)
+    return MicroBatch(active, tensors, stacked, sizes, totals, alone)
 
 
 def _totals(active: list[int], means: Tensor, counts: Tensor, num_tasks: int, ranks: Ranks) -> Totals:
     row = torch.zeros(3, num_tasks, dtype=torch.float64)
-    row[2, active] = (~means.isfinite()).double()
-    if ranks.size == 1:  # without the rounding of sums
-        return Totals(active, means, counts, row[2:] > 0)
-    row[:2, active] = torch.stack([counts, counts * means])
+    row[:, active] = torch.stack([counts, counts * means, (~means.isfinite()).double()])
     table = ranks.table(row.view(-1)).view(-1, 3, num_tasks)
     totals, sums = table[:, 0].sum(0), table[:, 1].sum(0)
-    found = totals.nonzero().flatten()
-    return Totals(found.tolist(), sums[found] / totals[found], totals[found], table[:, 2] > 0)
+    found, bad = totals.nonzero().flatten(), table[:, 2] > 0
+    return Totals(found.tolist(), sums[found] / totals[found], totals[found], bad if bad.any() else None)
 
 
 def _numbers(values: Sequence[Tensor | float]) -> list[float]:

@@ -84,7 +84,7 @@ class Rows:
         counts = totals.counts if self._weigh else torch.ones_like(totals.counts)
         self.sums[totals.active] += counts * totals.means
         self.counts[totals.active] += counts
-        scales = (factor * (batch.counts if self._weigh else batch.shares)).tolist()
+        scales = (factor * batch.mine(counts)).tolist()
         for position, (task, loss) in enumerate(zip(batch.active, batch.losses, strict=True)):
             last = position + 1 == len(batch.losses)
             cotangent = torch.full_like(loss, scales[position])
