@@ -79,7 +79,8 @@ def _against_equal(analysis: Analysis, places: int) -> Iterator[str]:
     }
     best = comparisons.get(analysis.best or "")
     if best is not None:
-        yield f"Its difference from {best.reference} is {difference_text(best, places)} on {best.pairs} shared seeds."
+        seeds = "1 shared seed" if best.pairs == 1 else f"{best.pairs} shared seeds"
+        yield f"Its difference from {best.reference} is {difference_text(best, places)} on {seeds}."
     others = {label: other.verdict for label, other in comparisons.items() if label != analysis.best}
     for verdict in ("better", "worse"):
         names = [label for label, found in others.items() if found == verdict]
