@@ -18,6 +18,7 @@ from mtlbench.data.build import DatasetSource, build
 from mtlbench.data.names import expand
 from mtlbench.data.subwords import train_bytelevel
 from mtlbench.data.tables import Reference, TaskInfo
+from mtlbench.data.text import train_tokenizer
 from mtlbench.metrics import TEXT_METRICS
 from mtlbench.metrics.gleu import corpus_gleu
 from mtlbench.metrics.squad import exact_match, token_f1
@@ -199,7 +200,7 @@ def test_byte_level_subwords_lose_nothing() -> None:
         train_bytelevel(texts, vocab_size=200)
 
 
-def data(**columns: list[Any]) -> Any:
+def data(*, train: Callable[..., Any] = train_bytelevel, **columns: list[Any]) -> Any:
     frame = pd.DataFrame({"text": ["one two", "two", "three one"], **columns})
     source = DatasetSource(
         load=lambda data_dir: dict.fromkeys(("train", "val", "test"), frame),
@@ -210,7 +211,7 @@ def data(**columns: list[Any]) -> Any:
         tasks={"say": {"type": "generation", "dataset": "d", "column": "say", **SETTINGS}},
         select=None,
         data_dir=None,
-        tokenizer=lambda texts: train_bytelevel(texts, vocab_size=300, min_frequency=1),
+        tokenizer=lambda texts: train(texts, vocab_size=300, min_frequency=1),
         max_length=None,
     )
 
@@ -232,6 +233,17 @@ def test_targets_references_and_token_options() -> None:
         ValueError, match=r"task 'say', split 'train', row 1\b.*expected a text, or a list of texts .*, got 3"
     ):
         data(say=["x", 3, "y"])
+
+
+def test_a_tokenizer_that_changes_the_references_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Lower case, and hyphens set apart: no generated text could equal such references."""
+    texts = ["Ein Haus", None, "zwei-und-vierzig"]
+    data(say=texts)
+    assert "back changed" not in caplog.text
+    data(say=texts, train=train_tokenizer)
+    assert "task 'say', split 'test': the tokenizer gives 2 of 2 references back changed, such as 'Ein Haus' as " in (
+        caplog.text
+    )
 
 
 def test_settings_are_checked_by_name() -> None:

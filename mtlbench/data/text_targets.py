@@ -18,6 +18,8 @@ from mtlbench.data.tables import IGNORE, Ragged, Reference
 
 log = logging.getLogger(__name__)
 
+LOOKED_AT = 500  # of a test's references
+
 
 def read_targets(frame: pd.DataFrame, node: TaskNode, *, split: str) -> list[tuple[str, ...] | None]:
     """Each row's right texts, None where missing: a cell holds one text, or a list of several.
@@ -85,6 +87,8 @@ def make_text_targets(
                 "dataset '%s', task '%s', split '%s': max_length=%d cuts %d of %d targets.",
                 *(node.dataset, node.name, split, limit, cut, len(made)),
             )
+        if split == "test":
+            _warn_of_losses(tokenizer, firsts, made, node)
         found = iter(made)
         ids = [[IGNORE] if texts is None else [*next(found)[: limit - 1], tokens["end"]] for texts in rows]
         targets[split] = Ragged(
@@ -102,6 +106,21 @@ def make_text_targets(
             for source, texts in zip(inputs.texts[split], rows, strict=True)
         ]
     return targets, references, tokens
+
+
+def _warn_of_losses(tokenizer: Any, texts: Sequence[str], ids: Sequence[Sequence[int]], node: TaskNode) -> None:
+    """Says so where the tokeniser can't give the test's references back: lower case, accents, divided words."""
+    some = [" ".join(text.split()) for text in texts[:LOOKED_AT]]
+    back = [" ".join(text.split()) for text in tokenizer.batch_decode(ids[:LOOKED_AT], skip_special_tokens=True)]
+    changed = [(text, other) for text, other in zip(some, back, strict=True) if text != other]
+    if changed:
+        text, other = min(changed, key=lambda pair: len(pair[0]))
+        log.warning(
+            "dataset '%s', task '%s', split 'test': the tokenizer gives %d of %d references back changed, such as %r "
+            "as %r. No generated text can match those: scores stay low whatever is learnt. A byte-level tokenizer "
+            "(encoder=transformer_bpe, or a pretrained model that has one) keeps every letter.",
+            *(node.dataset, node.name, len(changed), len(some), text, other),
+        )
 
 
 def source_of(text: Any) -> str:
