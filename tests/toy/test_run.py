@@ -178,7 +178,7 @@ def test_the_front_is_reached_from_nearby(follow: Follow, name: str) -> None:
     assert on_front(ends(follow, name, starts={"near": (2.0, -7.5)}, steps=1000)).all()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", EIGHT)
 def test_who_reaches_the_front_from_where(follow: Follow, name: str) -> None:
     """The statements of the reference (published.md, section 3), in its 50,000 steps.
