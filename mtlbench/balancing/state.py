@@ -62,7 +62,7 @@ class _Sized(nn.Module):
 class RowState(_Sized):
     """A state (T, P) with a row for each task, all zero at first.
 
-    P is that of the first Jacobian read: on several ranks the state holds this rank's columns.
+    P is that of the first Jacobian read.
 
     Args:
         num_tasks: T.

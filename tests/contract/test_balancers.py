@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import io
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -325,32 +324,3 @@ def test_a_task_may_appear_late(name: str) -> None:
         means = losses.clone()
         means[-1] = means[-1] if index > 2 else torch.nan
         balancer.end_epoch(means)
-
-
-# ---------------------------------------------------------------- state and random numbers
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_state_survives_a_restart(name: str) -> None:
-    size = enough(name, 3)
-    balancer = build(name, size, seed=1)
-    sequence(balancer, steps=8)
-    file = io.BytesIO()
-    torch.save(balancer.state_dict(), file)
-    file.seek(0)
-    fresh = build(name, size, seed=2)
-    fresh.load_state_dict(torch.load(file, weights_only=True))
-    assert same(sequence(balancer, steps=10, start=8), sequence(fresh, steps=10, start=8))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_same_seed_same_sequence(name: str) -> None:
-    """Whatever the global generator is at, which is left alone: it belongs to dropout and data."""
-    size = enough(name, 4)
-    torch.manual_seed(0)
-    first = sequence(build(name, size, seed=5), steps=10)
-    torch.manual_seed(1)
-    state = torch.get_rng_state()
-    second = sequence(build(name, size, seed=5), steps=10)
-    assert same(first, second)
-    assert torch.equal(torch.get_rng_state(), state)

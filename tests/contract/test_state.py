@@ -1,7 +1,8 @@
-"""The state of every balancer in conf/balancer, in a checkpoint of the same model and of another."""
+"""The state and the random numbers of every balancer in conf/balancer: after a restart, in another model."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 from mtlbench.balancing.base import Balancer
 from mtlbench.lit.selection import check_checkpoint
-from tests.contract.test_balancers import BUILT, NAMES, build, enough, sequence
+from tests.contract.test_balancers import BUILT, NAMES, build, enough, same, sequence
 
 
 @pytest.fixture
@@ -41,3 +42,29 @@ def test_one_of_another_number_of_tasks_is_refused(name: str, checkpoint: Path) 
     entry = rf"of another model: .* first balancer\..*\b{size + 1}\b.*there .*\b{size}\b"
     with pytest.raises(ValueError, match=rf"{entry}|a row for each of {size + 1} tasks, got {size} rows"):
         go_on(checkpoint, build(name, size + 1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_survives_a_restart(name: str) -> None:
+    size = enough(name, 3)
+    balancer = build(name, size, seed=1)
+    sequence(balancer, steps=8)
+    file = io.BytesIO()
+    torch.save(balancer.state_dict(), file)
+    file.seek(0)
+    fresh = build(name, size, seed=2)
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    assert same(sequence(balancer, steps=10, start=8), sequence(fresh, steps=10, start=8))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_seed_same_sequence(name: str) -> None:
+    """Whatever the global generator is at, which is left alone: it belongs to dropout and data."""
+    size = enough(name, 4)
+    torch.manual_seed(0)
+    first = sequence(build(name, size, seed=5), steps=10)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    second = sequence(build(name, size, seed=5), steps=10)
+    assert same(first, second)
+    assert torch.equal(torch.get_rng_state(), state)
