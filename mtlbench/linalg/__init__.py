@@ -4,13 +4,15 @@ A Gramian G = J J' is first factored into points: rows x with x_i.x_j = G_ij. Th
 the matrix of cosines, so that gradients of very different lengths keep their digits. The problems
 then are non-negative least squares in the points (`hull`, `cone`), solved by active-set methods in
 finitely many steps, or the minimum of a smooth convex function (`fair`), by Newton's method. Each
-result is checked against its optimality conditions before it is returned.
+result is checked against its optimality conditions before it is returned. Two gradients have closed
+forms (`pairs`), which need no check.
 """
 
+from mtlbench.linalg.bisector import bisector
 from mtlbench.linalg.cone import dual_cone
 from mtlbench.linalg.fair import alpha_fair
 from mtlbench.linalg.hull import conflict_averse, min_norm
-from mtlbench.linalg.points import TOLERANCE, bisector, eigh, is_zero, kkt_residual
+from mtlbench.linalg.points import TOLERANCE, eigh, is_zero, kkt_residual
 
 __all__ = [
     "TOLERANCE",

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 from torch import Tensor
 
+from mtlbench.linalg import pairs
 from mtlbench.linalg.points import TOLERANCE, Array, fail, residual, to_points, units_of
 
 FEW = 10  # problems that are solved sooner one by one
@@ -33,6 +34,9 @@ def dual_cone(gramian: Tensor, preferences: Tensor) -> Tensor:
         ValueError: `gramian` is not square, finite and positive semidefinite (up to rounding).
         RuntimeError: the relative KKT residual of the result exceeds `TOLERANCE`.
     """
+    if gramian.shape == (2, 2):
+        pair = pairs.dual_cone(pairs.read(gramian), preferences.tolist())
+        return torch.tensor(pair, dtype=torch.float64, device=gramian.device)
     points = to_points(gramian)
     given = preferences.detach().cpu().double().numpy()
     units, lengths = units_of(points)

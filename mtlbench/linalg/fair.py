@@ -7,6 +7,7 @@ import torch
 from scipy.linalg.lapack import dgels, dposv
 from torch import Tensor
 
+from mtlbench.linalg import pairs
 from mtlbench.linalg.hull import nearest
 from mtlbench.linalg.points import EPS, TINY, TOLERANCE, Array, fail, lengths_of, to_points, vanishes
 
@@ -33,6 +34,9 @@ def alpha_fair(gramian: Tensor, *, alpha: float) -> tuple[Tensor, bool]:
         RuntimeError: the relative residual of the result exceeds `TOLERANCE`; known of a few alphas of 10 and
             more with gradients that are opposite up to 1e-6 of their lengths.
     """
+    if gramian.shape == (2, 2):
+        pair, solved = pairs.alpha_fair(pairs.read(gramian), alpha=alpha)
+        return torch.tensor(pair, dtype=torch.float64, device=gramian.device), solved
     points = to_points(gramian)
     power = 1 / alpha
     none = torch.zeros(len(points), dtype=torch.float64, device=gramian.device)
@@ -71,7 +75,7 @@ def _newton(rows: Array, lengths: Array, *, power: float, straight: bool) -> Arr
     products = rows @ rows.T
     squares = lengths * lengths
     size, total = len(squares), squares.sum()
-    # The best multiple of ones: exact for two tasks of the power 1.
+    # The best multiple of ones.
     t = np.full(size, (total / max(products.sum(), 1e-12 * total)) ** (1 / (1 + power)))
     pull = squares * t**-power
     gap = products @ t - pull

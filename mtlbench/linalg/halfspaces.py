@@ -7,6 +7,7 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
+from mtlbench.linalg import pairs
 from mtlbench.linalg.points import TOLERANCE, Array, fail, lengths_of, to_points
 
 
@@ -32,6 +33,9 @@ def least_change(gramian: Tensor, shares: Tensor, *, center: int) -> Tensor | No
         ValueError: `gramian` is not square, finite and positive semidefinite (up to rounding).
         RuntimeError: the relative KKT residual of the result exceeds `TOLERANCE`.
     """
+    if gramian.shape == (2, 2):
+        pair = pairs.least_change(pairs.read(gramian), shares.tolist(), center=center)
+        return torch.tensor(pair, dtype=torch.float64, device=gramian.device)
     points = to_points(gramian)
     lengths = lengths_of(points)
     others = lengths > 0

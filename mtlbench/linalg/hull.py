@@ -10,6 +10,7 @@ from scipy.linalg.lapack import dposv
 from scipy.optimize import nnls
 from torch import Tensor
 
+from mtlbench.linalg import pairs
 from mtlbench.linalg.points import (
     EPS,
     TOLERANCE,
@@ -39,6 +40,8 @@ def min_norm(gramian: Tensor) -> Tensor:
         ValueError: `gramian` is not square, finite and positive semidefinite (up to rounding).
         RuntimeError: the relative KKT residual of the result exceeds `TOLERANCE`.
     """
+    if gramian.shape == (2, 2):
+        return torch.tensor(pairs.min_norm(pairs.read(gramian)), dtype=torch.float64, device=gramian.device)
     points = to_points(gramian)
     weights = nearest(points)
     violation = residual(points, weights, weights, level=None)
@@ -70,6 +73,9 @@ def conflict_averse(gramian: Tensor, *, c: float) -> tuple[Tensor, bool]:
         ValueError: `gramian` is not square, finite and positive semidefinite (up to rounding).
         RuntimeError: the relative KKT residual of the result exceeds `TOLERANCE`.
     """
+    if gramian.shape == (2, 2):
+        pair, regular = pairs.conflict_averse(pairs.read(gramian), c=c)
+        return torch.tensor(pair, dtype=torch.float64, device=gramian.device), regular
     points = to_points(gramian)
     mean = np.full(len(points), 1 / len(points))
     center = mean @ points
@@ -90,12 +96,6 @@ def conflict_averse(gramian: Tensor, *, c: float) -> tuple[Tensor, bool]:
 
 def nearest(points: Array) -> Array:
     """(T,) simplex weights of the point of the hull that is nearest the origin."""
-    if len(points) == 2:
-        difference = points[0] - points[1]
-        first, second = -(points[1] @ difference), points[0] @ difference  # each to its own digits
-        if first <= 0 and second <= 0:  # equal
-            return np.full(2, 0.5)
-        return np.array([max(first, 0.0), max(second, 0.0)]) / (max(first, 0.0) + max(second, 0.0))
     lengths = lengths_of(points)
     shortest = lengths.min()
     if shortest == 0:

@@ -6,7 +6,6 @@ import math
 from typing import NoReturn
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.linalg.lapack import dpotrf, dsyevd
 from torch import Tensor
@@ -16,6 +15,7 @@ Array = NDArray[np.float64]
 TOLERANCE = 1e-9
 EPS = float(np.finfo(np.float64).eps)
 TINY = float(np.finfo(np.float64).tiny)
+INDEFINITE = 0.05  # what is taken for rounding, relative: coarser than what rows in bfloat16 lose
 
 
 def kkt_residual(gramian: Tensor, multipliers: Tensor, weights: Tensor, *, level: float | None = None) -> float:
@@ -46,73 +46,54 @@ def is_zero(gramian: Tensor, weights: Tensor) -> bool:
         gramian: (T, T) or (G, T, T) inner products of the gradients.
         weights: (T,) or (G, T) weights of the combination.
     """
+    if gramian.shape[-2:] == (2, 2):
+        return _is_zero_of_two(gramian, weights)
     matrix, rows = gramian.detach().cpu().double().numpy(), weights.detach().cpu().double().numpy()[..., None, :]
     scales = np.abs(rows[..., 0, :]) * np.sqrt(matrix.diagonal(0, -2, -1))
     squares = (rows @ matrix * rows).sum((-2, -1))
     return bool((squares <= 4 * rows.shape[-1] * EPS * scales.sum(-1) ** 2).all())
 
 
-def bisector(gramian: Tensor) -> tuple[Tensor, bool]:
-    """Weights of the direction whose products with the unit gradients are all 1: J d = |g|.
-
-    Gradients of length zero have weight 0 and are not looked at. Where no direction of the span has equal
-    products, it is that of least squares, the shortest one: the pseudo-inverse of the unit gradients
-    times ones. Opposite gradients give zero.
-
-    Args:
-        gramian: (T, T) inner products of the gradients.
-
-    Returns:
-        (T,) float64 weights on `gramian`'s device, and whether the products of all tasks are 1.
-
-    Raises:
-        ValueError: `gramian` is not square, finite and positive semidefinite (up to rounding).
-    """
-    cosines, lengths = _cosines(gramian)
-    values, vectors = _eigh(cosines, gramian)
-    sums = vectors.sum(0)
-    sums[np.abs(sums) <= len(lengths) * EPS * math.sqrt(len(lengths))] = 0.0
-    solution = vectors @ (sums / values)
-    products = cosines @ solution
-    exact = bool(np.abs(products - 1).max() <= TOLERANCE * max(1.0, np.abs(solution).sum()))
-    weights = np.divide(solution, lengths, out=np.zeros_like(lengths), where=lengths > 0)
-    return torch.from_numpy(weights).to(gramian.device), exact
+def _is_zero_of_two(gramian: Tensor, weights: Tensor) -> bool:
+    for ((a, b), (c, d)), (u, v) in zip(gramian.view(-1, 2, 2).tolist(), weights.view(-1, 2).tolist(), strict=True):
+        scale = abs(u) * math.sqrt(a) + abs(v) * math.sqrt(d)
+        if u * u * a + u * v * (b + c) + v * v * d > 8 * EPS * scale * scale:
+            return False
+    return True
 
 
 def to_points(gramian: Tensor) -> Array:
     """(T, rank) points whose inner products are the Gramian's over its largest diagonal entry."""
-    cosines, lengths = _cosines(gramian)
+    cosines, lengths = cosines_of(gramian)
     scale = (lengths / (lengths.max() or 1.0))[:, None]
     factor, failed = dpotrf(cosines, lower=1, clean=1)
     if not failed and factor.diagonal().min() > 1e-4:
         points: Array = factor * scale
         return points
-    values, vectors = _eigh(cosines, gramian)
+    values, vectors = spectrum(cosines, gramian)
     return vectors * np.sqrt(values) * scale
 
 
-def _cosines(gramian: Tensor) -> tuple[Array, Array]:
+def cosines_of(gramian: Tensor) -> tuple[Array, Array]:
     """(T, T) cosines, 0 for a zero gradient, and (T,) lengths."""
     matrix = gramian.detach().cpu().double().numpy()
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
         raise ValueError(f"Expected a Gramian of shape (T, T), got shape {tuple(gramian.shape)}.")
     if not np.isfinite(matrix).all() or matrix.diagonal().min() < 0:
-        raise ValueError(f"Expected a finite Gramian with a non-negative diagonal, got\n{matrix}")
+        raise not_finite(gramian)
     lengths = np.sqrt(matrix.diagonal())
     divisors = np.where(lengths > 0, lengths, 1.0)
     return matrix / divisors[:, None] / divisors, lengths
 
 
-def _eigh(cosines: Array, gramian: Tensor) -> tuple[Array, Array]:
+def spectrum(cosines: Array, gramian: Tensor) -> tuple[Array, Array]:
     """(rank,) eigenvalues and (T, rank) eigenvectors; smaller eigenvalues are rounding.
 
     Their roots would be spurious directions of length 1e-8.
     """
     values, vectors = eigh(cosines)
-    if values[0] < -0.05 * values[-1]:  # coarser than what rows in bfloat16 lose
-        raise ValueError(
-            f"Expected a positive semidefinite Gramian, its cosines have eigenvalues\n{values}\n{gramian.tolist()}"
-        )
+    if values[0] < -INDEFINITE * values[-1]:
+        raise indefinite(gramian, values.tolist())
     kept = values > len(values) * EPS * values[-1]
     return values[kept], vectors[:, kept]
 
@@ -162,6 +143,18 @@ def residual(points: Array, multipliers: Array, weights: Array, *, level: float 
     bounds = (lengths + spread) * (np.abs(weights) @ lengths)[..., None]
     violation = float((np.maximum(-gap, gap * (multipliers > 0)) / np.maximum(bounds, TINY)).max())
     return violation if math.isfinite(violation) else math.inf
+
+
+def not_finite(gramian: Tensor) -> ValueError:
+    """What to raise."""
+    return ValueError(f"Expected a finite Gramian with a non-negative diagonal, got\n{gramian.tolist()}")
+
+
+def indefinite(gramian: Tensor, values: list[float]) -> ValueError:
+    """What to raise."""
+    return ValueError(
+        f"Expected a positive semidefinite Gramian, its cosines have eigenvalues\n{values}\n{gramian.tolist()}"
+    )
 
 
 def fail(solver: str, gramian: Tensor, reason: str) -> NoReturn:
