@@ -76,43 +76,48 @@ class FAMO(Scalarizer):
         self.min_losses: Tensor
         self.moments: Tensor  # Adam's, of the first and second order
         self.updates: Tensor  # of each task's logit
+        self.decays: Tensor  # of the moments
         bounds = by_task(min_losses, tasks, num_tasks=num_tasks, option="min_losses", default=0.0)
         self.register_buffer("logits", torch.zeros(num_tasks, dtype=torch.float64))
         self.register_buffer("min_losses", bounds)
         self.register_buffer("moments", torch.zeros(2, num_tasks, dtype=torch.float64))
         self.register_buffer("updates", torch.zeros(num_tasks, dtype=torch.int64))
+        self.register_buffer("decays", torch.tensor([[0.9], [0.999]], dtype=torch.float64), persistent=False)
         if bounds.any():
             self.properties = frozenset({Property.PERMUTATION_EQUIVARIANT})
 
     def forward(self, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
-        self._check(losses, active)
-        gaps = losses - select(self.min_losses, active).to(losses)
-        left, logits = gaps > 0, select(self.logits, active).to(losses)
+        gaps, logits = losses - select(self.min_losses, active).to(losses), select(self.logits, active).to(losses)
+        left = gaps > 0
         self.status = "solved" if left.all() else "degenerate"
         if self.status == "solved":
             return famo_objective(gaps, logits)
+        self._check(losses, active)
         return famo_objective(gaps[left], logits[left]) if left.any() else 0 * losses.sum()
 
     @torch.no_grad()
     def after_step(self, before: Tensor, after: Tensor) -> None:
-        before, after = before.to(self.logits), after.to(self.logits)
-        self._check(after, None)
-        seen = (before > self.min_losses) & (after > self.min_losses)  # false where a task had no labels: NaN
+        logits, bounds = self.logits, self.min_losses
+        self._check(after.to(logits), None)
+        gaps = torch.stack([before, after]).to(logits) - bounds
+        above = gaps > 0  # false where a task had no labels: NaN
+        seen = above[0] & above[1]
         if not seen.any():
             return
-        index = slice(None) if seen.all() else seen
-        bounds, logits = self.min_losses[index], self.logits[index]
-        slope = famo_slope(logits, (before[index] - bounds).log() - (after[index] - bounds).log())
-        self.updates[index] += 1
-        self.logits[index] = logits - self.lr * self._adam(slope + self.gamma * logits, index)
+        logs = gaps.masked_fill_(~seen, 1.0).log_()
+        slope = famo_slope(logits.masked_fill(~seen, -torch.inf), logs[0] - logs[1]).add_(logits, alpha=self.gamma)
+        logits.sub_(self._adam(slope, seen), alpha=self.lr)
 
-    def _adam(self, slope: Tensor, index: slice | Tensor, *, eps: float = 1e-8) -> Tensor:
-        """The direction of torch's Adam, in buffers: an optimizer of a buffer is lost when the buffer moves."""
-        rates = torch.tensor([[0.9], [0.999]], dtype=torch.float64, device=slope.device)
-        moments = rates * self.moments[:, index] + (1 - rates) * torch.stack([slope, slope.square()])
-        self.moments[:, index] = moments
-        first, second = moments / (1 - rates ** self.updates[index])
-        return first / (second.sqrt() + eps)
+    def _adam(self, slope: Tensor, seen: Tensor, *, eps: float = 1e-8) -> Tensor:
+        """The direction of torch's Adam, in buffers (an optimizer of a buffer is lost when the buffer moves).
+
+        0 where not `seen`.
+        """
+        moments, decays, updates = self.moments, self.decays, self.updates
+        torch.where(seen, torch.stack([slope, slope * slope]).lerp_(moments, decays), moments, out=moments)
+        updates.add_(seen)
+        corrected = moments / (1 - decays**updates)
+        return (corrected[0] / corrected[1].sqrt_().add_(eps)).masked_fill_(~seen, 0.0)
 
     def _check(self, losses: Tensor, active: Tensor | None) -> None:
         bounds = select(self.min_losses, active).to(losses)

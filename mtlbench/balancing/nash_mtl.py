@@ -72,7 +72,8 @@ class NashMTL(Weighting):
                 self.status = "degenerate"
                 return torch.zeros_like(gramian[:, 0])
             self.weights[index] = solved.to(self.weights)
-        self.age.copy_((self.age + 1) % self.every)
+        if self.every > 1:
+            self.age.copy_((self.age + 1) % self.every)
         weights = self.weights[index].to(gramian)
         if self.max_norm is not None:
             length = (weights @ products @ weights).clamp_min(0).sqrt()

@@ -25,6 +25,9 @@ def pcgrad_weights(gramian: Tensor, *, generator: Generator | None) -> Tensor:
         (G, A) float64 weights on `gramian`'s device.
     """
     size = gramian.shape[-1]
+    if size == 2:  # there is one order
+        conflicts, squares = gramian[:, :1, 1].double().clamp_max(0), gramian.diagonal(dim1=-2, dim2=-1).double()
+        return 1 - conflicts / squares.where(squares > 0, 1.0)
     if generator is None:
         order = np.tile(np.arange(size), (size, 1))
     else:
