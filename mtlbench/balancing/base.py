@@ -8,7 +8,7 @@ Jacobian. The engine in `mtlbench.gradients` computes that statistic, and no mor
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -143,25 +143,22 @@ class Aggregator(Balancer):
     """Decided by the whole Jacobian."""
 
     @abstractmethod
-    def forward(
-        self,
-        jacobian: Tensor,
-        losses: Tensor,
-        *,
-        active: Tensor | None = None,
-        reduce: Callable[[Tensor], Tensor] = lambda partial: partial,
-    ) -> Tensor:
+    def forward(self, jacobian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
         """The direction itself.
 
         Args:
-            jacobian: (A, P) the active tasks' gradients, or this rank's columns of them.
+            jacobian: (A, P) the active tasks' gradients.
             losses: (A,) the losses of the active tasks.
             active: (A,) int64 indices of the tasks with labels in this step; None for all.
-            reduce: sums a partial result over the ranks' columns.
 
         Returns:
-            (P,) the direction for the same columns.
+            (P,) the direction.
         """
+
+
+def index_of(active: Tensor | None, state: Tensor) -> slice | Tensor:
+    """Where a per-task state (T, ...) has the active tasks."""
+    return slice(None) if active is None else active.to(state.device)
 
 
 def select(state: Tensor, active: Tensor | None) -> Tensor:

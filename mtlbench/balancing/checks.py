@@ -20,16 +20,26 @@ def one_of(value: Any, choices: tuple[Any, ...], *, option: str) -> None:
 
 
 def number(
-    value: Any, *, option: str, above: float | None = None, least: float | None = None, whole: bool = False
+    value: Any,
+    *,
+    option: str,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+    whole: bool = False,
 ) -> None:
     """Raises ValueError unless `value` is a finite (whole) number within the bounds."""
-    bound = f" above {above}" if above is not None else f" of at least {least}" if least is not None else ""
+    bounds = {" above ": above, " of at least ": least, " below ": below, " of at most ": most}
+    bound = " and".join(f"{words}{number}" for words, number in bounds.items() if number is not None)
     if (
         not isinstance(value, int if whole else int | float)
         or isinstance(value, bool)
         or not math.isfinite(value)
         or (above is not None and value <= above)
         or (least is not None and value < least)
+        or (below is not None and value >= below)
+        or (most is not None and value > most)
     ):
         raise ValueError(f"{option} must be a {'whole' if whole else 'finite'} number{bound}; got {value!r}.")
 
@@ -43,6 +53,7 @@ def by_task(
     default: float,
     above: float | None = None,
     least: float | None = None,
+    most: float | None = None,
 ) -> Tensor:
     """(T,) float64 numbers in the order of the tasks: one for all, or by name with `default` where none is given.
 
@@ -50,7 +61,7 @@ def by_task(
         ValueError: a number out of its bounds, an unknown name, or names without task specs.
     """
     if not isinstance(values, Mapping):
-        number(default if values is None else values, option=option, above=above, least=least)
+        number(default if values is None else values, option=option, above=above, least=least, most=most)
         return torch.full((num_tasks,), default if values is None else float(values), dtype=torch.float64)
     if values and tasks is None:
         raise ValueError(f"{option} has numbers by task name and so needs tasks, the task specs in order.")
@@ -60,7 +71,7 @@ def by_task(
             near = difflib.get_close_matches(name, names, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"{option} names the unknown task {name!r}; the tasks are {', '.join(names)}.{hint}")
-        number(value, option=f"{option}.{name}", above=above, least=least)
+        number(value, option=f"{option}.{name}", above=above, least=least, most=most)
     given = [float(values.get(name, default)) for name in names] if names else [default] * num_tasks
     return torch.tensor(given, dtype=torch.float64)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from mtlbench.balancing.base import Balancer, Property, TaskSpec, Weighting
+from mtlbench.balancing.base import Balancer, Property, TaskSpec, Weighting, index_of
 from mtlbench.balancing.checks import number
 from mtlbench.balancing.state import GroupState
 
@@ -52,9 +52,7 @@ class CRMOGM(Weighting):
         alpha: float = 0.9,
     ) -> None:
         super().__init__(num_tasks=num_tasks, seed=seed, tasks=tasks)
-        number(alpha, option="alpha", least=0)
-        if alpha > 1:
-            raise ValueError(f"alpha must be at most 1; got {alpha!r}.")
+        number(alpha, option="alpha", least=0, most=1)
         inner = weighting(num_tasks=num_tasks, seed=seed, tasks=tasks)
         if not isinstance(inner, Weighting):
             raise ValueError(f"CRMOGM smooths the weights of a Weighting, and {type(inner).__name__} is none.")
@@ -69,7 +67,7 @@ class CRMOGM(Weighting):
         found = self.inner(gramian, losses, active=active)
         self.status = self.inner.status
         state = self.weights.read(gramian)
-        index = slice(None) if active is None else active.to(state.device)
+        index = index_of(active, state)
         state[:, index] = crmogm_weights(state[:, index], found.to(state), alpha=self.alpha)
         return state[:, index].to(gramian)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from mtlbench.balancing.base import Aggregator, Property, TaskSpec
-from mtlbench.balancing.checks import number
+from mtlbench.balancing.base import Aggregator, Property, TaskSpec, index_of
+from mtlbench.balancing.checks import no_loss_below, number
 from mtlbench.balancing.state import RowState, vanishes
 
 
@@ -55,38 +55,25 @@ class DBMTL(Aggregator):
         epsilon: float = 1e-8,
     ) -> None:
         super().__init__(num_tasks=num_tasks, seed=seed, tasks=tasks)
-        number(beta, option="beta", least=0)
-        if beta >= 1:
-            raise ValueError(f"beta must be below 1; got {beta!r}.")
+        number(beta, option="beta", least=0, below=1)
         number(epsilon, option="epsilon", least=0)
-        self.beta, self.bias_correction, self.epsilon = beta, bias_correction, epsilon
+        self.beta, self.bias_correction, self.epsilon, self.tasks = beta, bias_correction, epsilon, tasks
         self.smoothed = RowState(num_tasks)
         self.steps: Tensor  # of each task
         self.register_buffer("steps", torch.zeros(num_tasks, dtype=torch.int64))
 
     def transform(self, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
-        if (losses < 0).any():
-            raise ValueError(
-                f"DB-MTL balances log losses and needs them positive, got {losses.tolist()}. Use losses bounded "
-                "below by 0, or another balancer."
-            )
+        no_loss_below(0.0, losses, method="DB-MTL", tasks=self.tasks, active=active)
         return (losses + self.epsilon).log()
 
-    def forward(
-        self,
-        jacobian: Tensor,
-        losses: Tensor,
-        *,
-        active: Tensor | None = None,
-        reduce: Callable[[Tensor], Tensor] = lambda partial: partial,
-    ) -> Tensor:
-        index = slice(None) if active is None else active.to(self.steps.device)
+    def forward(self, jacobian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
+        index = index_of(active, self.steps)
         self.steps[index] += 1
         rows = torch.lerp(jacobian, self.smoothed.read(jacobian, active), self.beta)
         self.smoothed.write(rows, active)
         if self.bias_correction:
             rows = rows / (1 - self.beta ** self.steps[index].double()).to(rows)[:, None]
-        lengths = reduce(rows.double().square().sum(1)).sqrt()
+        lengths = rows.double().square().sum(1).sqrt()
         direction = db_mtl_direction(rows, lengths)
-        self.status = "degenerate" if vanishes(direction, reduce) else "solved"
+        self.status = "degenerate" if vanishes(direction) else "solved"
         return direction

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mtlbench.balancing.base import Property, Scalarizer, TaskSpec, select
+from mtlbench.balancing.base import Property, Scalarizer, TaskSpec, index_of, select
 from mtlbench.balancing.checks import number
 
 
@@ -68,7 +68,7 @@ class DWA(Scalarizer):
 
     def forward(self, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
         if self.window is not None:
-            self._push(losses.detach(), slice(None) if active is None else active.to(self.history.device))
+            self._push(losses.detach(), index_of(active, self.history))
         earlier, latest = self.history.unflatten(0, (2, -1)).mean(1)
         ratios = torch.where(earlier == 0, 1.0, latest / earlier).nan_to_num(nan=1.0)
         weights = dwa_weights(ratios, temperature=self.temperature)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from mtlbench.balancing.base import Aggregator, Property, TaskSpec
+from mtlbench.balancing.base import Aggregator, Property, TaskSpec, index_of
 from mtlbench.balancing.checks import number, one_of
 from mtlbench.balancing.state import RowState, vanishes
 
@@ -77,26 +77,19 @@ class ExcessMTL(Aggregator):
         self.register_buffer("initial", torch.zeros(num_tasks, dtype=torch.float64))
         self.register_buffer("steps", torch.zeros(num_tasks, dtype=torch.int64))
 
-    def forward(
-        self,
-        jacobian: Tensor,
-        losses: Tensor,
-        *,
-        active: Tensor | None = None,
-        reduce: Callable[[Tensor], Tensor] = lambda partial: partial,
-    ) -> Tensor:
+    def forward(self, jacobian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
         squares = self.squares.read(jacobian, active) + jacobian.square()
         self.squares.write(squares, active)
-        weights = self._move(reduce(excess_risks(jacobian, squares)), active)
+        weights = self._move(excess_risks(jacobian, squares), active)
         if self.scale == "sum":
             weights = weights * len(weights)
         direction = weights.to(jacobian) @ jacobian
-        self.status = "degenerate" if vanishes(direction, reduce) else "solved"
+        self.status = "degenerate" if vanishes(direction) else "solved"
         return direction
 
     def _move(self, risks: Tensor, active: Tensor | None) -> Tensor:
         """(A,) the active tasks' next weights, with a sum of 1."""
-        index = slice(None) if active is None else active.to(self.logits.device)
+        index = index_of(active, self.logits)
         risks = risks.to(self.logits)
         steps = self.steps[index].clone()
         early = (steps < max(self.warmup, 1)) & (risks > 0)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtlbench.balancing.base import Property, Scalarizer, TaskSpec
+from mtlbench.balancing.base import Property, Scalarizer, TaskSpec, index_of
 from mtlbench.balancing.checks import no_loss_below, number
 
 
@@ -107,7 +107,7 @@ class GO4Align(Scalarizer):
 
     def forward(self, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
         no_loss_below(0, losses, method="GO4Align", tasks=self.tasks, active=active)
-        index = slice(None) if active is None else active.to(self.logs.device)
+        index = index_of(active, self.logs)
         current, before = losses.detach().to(self.logs), self.logs[index]
         shares = torch.log_softmax(before - self.eta * current, 0)
         self.logs[index] = shares + torch.logsumexp(before, 0)

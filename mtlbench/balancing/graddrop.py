@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ def splitmix64(key: int, counters: Tensor) -> Tensor:
 
 
 def uniforms(key: int, counters: Tensor) -> Tensor:
-    """float64 numbers in [0, 1), of `counters`' shape, by key and counter alone: the same on every rank and shard."""
+    """float64 numbers in [0, 1), of `counters`' shape, by key and counter alone: the same on every rank and device."""
     return _shift_right(splitmix64(key, counters), 11).double() * 2.0**-53
 
 
@@ -71,9 +71,6 @@ class GradDrop(Aggregator):
     the balancer's own generator, and the coordinate's number: the same however the columns are split. The
     status is degenerate where d = 0.
 
-    Attributes:
-        offset: the number of this rank's first column among all; to be set where the columns are split.
-
     Args:
         leak: share of the dropped values that survives, in [0, 1]: one for all tasks, or by task name, 0 where
             none is given.
@@ -90,7 +87,6 @@ class GradDrop(Aggregator):
     """
 
     properties = frozenset({Property.PERMUTATION_EQUIVARIANT})
-    offset: int = 0
 
     def __init__(
         self,
@@ -102,22 +98,14 @@ class GradDrop(Aggregator):
     ) -> None:
         super().__init__(num_tasks=num_tasks, seed=seed, tasks=tasks)
         self.leak: Tensor
-        self.register_buffer("leak", by_task(leak, tasks, num_tasks=num_tasks, option="leak", default=0.0, least=0))
-        if self.leak.max() > 1:
-            raise ValueError(f"leak must be at most 1; got {leak!r}.")
+        shares = by_task(leak, tasks, num_tasks=num_tasks, option="leak", default=0.0, least=0, most=1)
+        self.register_buffer("leak", shares)
 
-    def forward(
-        self,
-        jacobian: Tensor,
-        losses: Tensor,
-        *,
-        active: Tensor | None = None,
-        reduce: Callable[[Tensor], Tensor] = lambda partial: partial,
-    ) -> Tensor:
+    def forward(self, jacobian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
         limits = torch.iinfo(torch.int64)
         key = int(torch.randint(limits.min, limits.max, (), generator=self.generator))
-        counters = torch.arange(self.offset, self.offset + jacobian.shape[1], device=jacobian.device)
+        counters = torch.arange(jacobian.shape[1], device=jacobian.device)
         leak = select(self.leak, None if active is None else active.to(self.leak.device))
         direction = graddrop_direction(jacobian, uniforms(key, counters), leak=leak)
-        self.status = "degenerate" if vanishes(direction, reduce) else "solved"
+        self.status = "degenerate" if vanishes(direction) else "solved"
         return direction

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mtlbench.balancing.base import Property, TaskSpec, Weighting, select
+from mtlbench.balancing.base import Property, TaskSpec, Weighting, index_of, select
 from mtlbench.balancing.checks import number, one_of
 
 Parametrization = Literal["weights", "softmax"]
@@ -119,7 +119,7 @@ class GradNorm(Weighting):
         self.register_buffer("initial_losses", torch.full((num_tasks,), torch.nan, dtype=torch.float64))
 
     def forward(self, gramian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
-        index = slice(None) if active is None else active.to(self.weights.device)
+        index = index_of(active, self.weights)
         weights = self.weights[index].clone()
         current = losses.to(weights)
         if self.initial == "first_step":

@@ -111,9 +111,7 @@ class GradVac(Weighting):
         groups: Literal["all", "layer"] = "all",
     ) -> None:
         super().__init__(num_tasks=num_tasks, seed=seed, tasks=tasks)
-        number(beta, option="beta", least=0)
-        if beta > 1:
-            raise ValueError(f"beta must be at most 1; got {beta!r}.")
+        number(beta, option="beta", least=0, most=1)
         one_of(order, ("random", "fixed"), option="order")
         one_of(groups, ("all", "layer"), option="groups")
         self.beta, self.order, self.groups = beta, order, groups

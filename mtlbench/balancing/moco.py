@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -83,9 +83,7 @@ class MoCo(Aggregator):
         simplex: Simplex = "project",
     ) -> None:
         super().__init__(num_tasks=num_tasks, seed=seed, tasks=tasks)
-        number(beta, option="beta", above=0)
-        if beta > 1:
-            raise ValueError(f"beta must be at most 1; got {beta!r}.")
+        number(beta, option="beta", above=0, most=1)
         number(beta_decay, option="beta_decay", least=0)
         number(gamma, option="gamma", above=0)
         number(gamma_decay, option="gamma_decay", least=0)
@@ -99,30 +97,23 @@ class MoCo(Aggregator):
         self.steps: Tensor  # ()
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
-    def forward(
-        self,
-        jacobian: Tensor,
-        losses: Tensor,
-        *,
-        active: Tensor | None = None,
-        reduce: Callable[[Tensor], Tensor] = lambda partial: partial,
-    ) -> Tensor:
+    def forward(self, jacobian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
         self.steps += 1
         step = int(self.steps)
         if self.normalize == "loss":
-            lengths = reduce(jacobian.double().square().sum(1)).sqrt()
+            lengths = jacobian.double().square().sum(1).sqrt()
             scales = torch.where(lengths > 0, losses.to(lengths) / lengths, 0.0)
             jacobian = jacobian * scales.to(jacobian)[:, None]
         rows = torch.lerp(self.smoothed.read(jacobian, active), jacobian, self.beta / step**self.beta_decay)
         self.smoothed.write(rows, active)
         weights = moco_weights(
             self.weights.read(active),
-            reduce((rows @ rows.T).double()).cpu().numpy(),
+            (rows @ rows.T).double().cpu().numpy(),
             gamma=self.gamma / step**self.gamma_decay,
             rho=self.rho,
             simplex=self.simplex,
         )
         self.weights.write(weights, active)
         direction = torch.from_numpy(weights).to(rows) @ rows
-        self.status = "degenerate" if vanishes(direction, reduce) else "solved"
+        self.status = "degenerate" if vanishes(direction) else "solved"
         return direction

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mtlbench.balancing.base import Property, TaskSpec, Weighting
+from mtlbench.balancing.base import Property, TaskSpec, Weighting, index_of
 from mtlbench.balancing.checks import number
 from mtlbench.linalg import alpha_fair
 
@@ -64,7 +64,7 @@ class NashMTL(Weighting):
 
     def forward(self, gramian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
         (products,) = gramian
-        index = slice(None) if active is None else active.to(self.weights.device)
+        index = index_of(active, self.weights)
         self.status = "solved"
         if self.age == 0:
             solved, regular = alpha_fair(products, alpha=1.0)

@@ -83,9 +83,7 @@ class PCD(Weighting):
         epsilon: float = 1e-8,
     ) -> None:
         super().__init__(num_tasks=num_tasks, seed=seed, tasks=tasks)
-        number(beta, option="beta", least=0)
-        if beta >= 1:
-            raise ValueError(f"beta must be below 1; got {beta!r}.")
+        number(beta, option="beta", least=0, below=1)
         number(epsilon, option="epsilon", above=0)
         names = tuple(task.name for task in tasks) if tasks is not None else ()
         if primary is not None:
@@ -95,9 +93,8 @@ class PCD(Weighting):
         self.tau: Tensor
         self.squares: Tensor  # moving average, without correction
         self.steps: Tensor  # of each task
-        self.register_buffer("tau", by_task(tau, tasks, num_tasks=num_tasks, option="tau", default=0.02, least=0))
-        if self.tau.max() > 1:
-            raise ValueError(f"tau must be at most 1; got {tau!r}.")
+        shares = by_task(tau, tasks, num_tasks=num_tasks, option="tau", default=0.02, least=0, most=1)
+        self.register_buffer("tau", shares)
         self.register_buffer("squares", torch.zeros(num_tasks, dtype=torch.float64))
         self.register_buffer("steps", torch.zeros(num_tasks, dtype=torch.int64))
 

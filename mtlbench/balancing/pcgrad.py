@@ -26,8 +26,8 @@ def pcgrad_weights(gramian: Tensor, *, generator: Generator | None) -> Tensor:
     """
     size = gramian.shape[-1]
     if size == 2:  # there is one order
-        conflicts, squares = gramian[:, :1, 1].double().clamp_max(0), gramian.diagonal(dim1=-2, dim2=-1).double()
-        return 1 - conflicts / squares.where(squares > 0, 1.0)
+        conflicts, own = gramian[:, :1, 1].double().clamp_max(0), gramian.diagonal(dim1=-2, dim2=-1).double()
+        return 1 - conflicts / own.where(own > 0, 1.0)
     if generator is None:
         order = np.tile(np.arange(size), (size, 1))
     else:

@@ -104,9 +104,7 @@ class SDMGrad(Weighting):
         one_of(solver, ("exact", "stochastic"), option="solver")
         number(steps, option="steps", least=1, whole=True)
         number(lr, option="lr", above=0)
-        number(momentum, option="momentum", least=0)
-        if momentum >= 1:
-            raise ValueError(f"momentum must be below 1; got {momentum!r}.")
+        number(momentum, option="momentum", least=0, below=1)
         self.lambda_, self.solver, self.steps, self.lr, self.momentum = lambda_, solver, steps, lr, momentum
         self.num_batches = 3 if solver == "stochastic" else 1
         self.state = SimplexState(num_tasks)  # of the stochastic solver

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -112,6 +111,6 @@ class GroupState(_Sized):
         return self._read(len(gramian))
 
 
-def vanishes(direction: Tensor, reduce: Callable[[Tensor], Tensor]) -> bool:
-    """Whether the direction is zero in all columns of all ranks."""
-    return not reduce(torch.count_nonzero(direction))
+def vanishes(direction: Tensor) -> bool:
+    """Whether the direction (P,) is zero."""
+    return not direction.any()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -49,15 +49,8 @@ class TrimmedMean(Aggregator):
             raise ValueError(f"trim={trim} drops {2 * trim} values and needs more tasks than that, got {num_tasks}.")
         self.trim = trim
 
-    def forward(
-        self,
-        jacobian: Tensor,
-        losses: Tensor,
-        *,
-        active: Tensor | None = None,
-        reduce: Callable[[Tensor], Tensor] = lambda partial: partial,
-    ) -> Tensor:
+    def forward(self, jacobian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
         trim = min(self.trim, (len(jacobian) - 1) // 2)
         direction = trimmed_mean_direction(jacobian, trim=trim)
-        self.status = "degenerate" if vanishes(direction, reduce) else "solved"
+        self.status = "degenerate" if vanishes(direction) else "solved"
         return direction

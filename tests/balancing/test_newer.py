@@ -127,9 +127,9 @@ def test_pcd_of_some_tasks() -> None:
     ("options", "message"),
     [
         ({"primary": "up"}, "primary must be one of left, right, sum; got 'up'"),
-        ({"tau": 1.5}, r"tau must be at most 1; got 1\.5"),
+        ({"tau": 1.5}, r"tau must be a finite number of at least 0 and of at most 1; got 1\.5"),
         ({"tau": {"up": 0.5}}, "tau names the unknown task 'up'"),
-        ({"beta": 1}, "beta must be below 1; got 1"),
+        ({"beta": 1}, "beta must be a finite number of at least 0 and below 1; got 1"),
         ({"epsilon": 0}, "epsilon must be a finite number above 0; got 0"),
     ],
 )

@@ -81,10 +81,10 @@ def test_db_mtl_without_gradients() -> None:
 
 def test_db_mtl_refuses() -> None:
     balancer = DBMTL(num_tasks=2, seed=0)
-    with pytest.raises(ValueError, match="log losses and needs them positive"):
+    with pytest.raises(ValueError, match=r"DB-MTL needs losses of at least 0; task .1. has -0\.1"):
         balancer.transform(tensor([1.0, -0.1]))
     assert balancer.transform(tensor([0.0, 1.0])).isfinite().all()  # a task that is learnt
-    with pytest.raises(ValueError, match="beta must be below 1; got 1"):
+    with pytest.raises(ValueError, match="beta must be a finite number of at least 0 and below 1; got 1"):
         DBMTL(num_tasks=2, seed=0, beta=1)
 
 
@@ -154,7 +154,7 @@ def test_simplex_projection_is_the_nearest_point(values: list[float]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"beta": 1.5}, "beta must be at most 1; got 1.5"),
+        ({"beta": 1.5}, "beta must be a finite number above 0 and of at most 1; got 1.5"),
         ({"gamma": 0}, "gamma must be a finite number above 0; got 0"),
         ({"simplex": "clip"}, "simplex must be one of project, softmax; got 'clip'"),
         ({"normalize": "l2"}, "normalize must be one of none, loss; got 'l2'"),

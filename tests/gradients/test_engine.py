@@ -48,14 +48,7 @@ class InverseByLayer(Inverse):
 
 
 class SignedMean(Aggregator):
-    def forward(
-        self,
-        jacobian: Tensor,
-        losses: Tensor,
-        *,
-        active: Tensor | None = None,
-        reduce: Callable[[Tensor], Tensor] = lambda partial: partial,
-    ) -> Tensor:
+    def forward(self, jacobian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
         return jacobian.sum(0) * (jacobian.prod(0) > 0)
 
 
