@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mtlbench.balancing.base import Property, Scalarizer, TaskSpec, select
 from mtlbench.balancing.checks import by_task, no_loss_below, number
+
+Array = NDArray[np.float64]
+
+DECAYS = np.array([[0.9], [0.999]])  # of the moments, Adam's defaults
 
 
 def famo_objective(losses: Tensor, logits: Tensor) -> Tensor:
@@ -21,9 +27,10 @@ def famo_objective(losses: Tensor, logits: Tensor) -> Tensor:
     return (weights * losses.detach()) @ logs
 
 
-def famo_slope(logits: Tensor, progress: Tensor) -> Tensor:
+def famo_slope(logits: Array, progress: Array) -> Array:
     """(A,) derivative of softmax(logits) . progress by the logits."""
-    shares = torch.softmax(logits, 0)
+    shares = np.exp(logits - logits.max())
+    shares /= shares.sum()
     return shares * (progress - shares @ progress)
 
 
@@ -76,13 +83,11 @@ class FAMO(Scalarizer):
         self.min_losses: Tensor
         self.moments: Tensor  # Adam's, of the first and second order
         self.updates: Tensor  # of each task's logit
-        self.decays: Tensor  # of the moments
         bounds = by_task(min_losses, tasks, num_tasks=num_tasks, option="min_losses", default=0.0)
         self.register_buffer("logits", torch.zeros(num_tasks, dtype=torch.float64))
         self.register_buffer("min_losses", bounds)
         self.register_buffer("moments", torch.zeros(2, num_tasks, dtype=torch.float64))
         self.register_buffer("updates", torch.zeros(num_tasks, dtype=torch.int64))
-        self.register_buffer("decays", torch.tensor([[0.9], [0.999]], dtype=torch.float64), persistent=False)
         if bounds.any():
             self.properties = frozenset({Property.PERMUTATION_EQUIVARIANT})
 
@@ -95,29 +100,28 @@ class FAMO(Scalarizer):
         self._check(losses, active)
         return famo_objective(gaps[left], logits[left]) if left.any() else 0 * losses.sum()
 
-    @torch.no_grad()
     def after_step(self, before: Tensor, after: Tensor) -> None:
-        logits, bounds = self.logits, self.min_losses
-        self._check(after.to(logits), None)
-        gaps = torch.stack([before, after]).to(logits) - bounds
-        above = gaps > 0  # false where a task had no labels: NaN
-        seen = above[0] & above[1]
-        if not seen.any():
-            return
-        logs = gaps.masked_fill_(~seen, 1.0).log_()
-        slope = famo_slope(logits.masked_fill(~seen, -torch.inf), logs[0] - logs[1]).add_(logits, alpha=self.gamma)
-        logits.sub_(self._adam(slope, seen), alpha=self.lr)
+        self._check(after, None)
+        bounds, logits = self.min_losses.cpu().numpy(), self.logits.cpu().numpy()
+        gaps = [losses.cpu().double().numpy() - bounds for losses in (before, after)]
+        seen = (gaps[0] > 0) & (gaps[1] > 0)  # false where a task had no labels: NaN
+        if seen.any():
+            index = slice(None) if seen.all() else seen
+            progress = np.log(gaps[0][index]) - np.log(gaps[1][index])
+            slope = famo_slope(logits[index], progress) + self.gamma * logits[index]
+            logits[index] -= self.lr * self._adam(slope, index)
+            self.logits.copy_(torch.from_numpy(logits))
 
-    def _adam(self, slope: Tensor, seen: Tensor, *, eps: float = 1e-8) -> Tensor:
-        """The direction of torch's Adam, in buffers (an optimizer of a buffer is lost when the buffer moves).
-
-        0 where not `seen`.
-        """
-        moments, decays, updates = self.moments, self.decays, self.updates
-        torch.where(seen, torch.stack([slope, slope * slope]).lerp_(moments, decays), moments, out=moments)
-        updates.add_(seen)
-        corrected = moments / (1 - decays**updates)
-        return (corrected[0] / corrected[1].sqrt_().add_(eps)).masked_fill_(~seen, 0.0)
+    def _adam(self, slope: Array, index: slice | NDArray[np.bool_], *, eps: float = 1e-8) -> Array:
+        """The direction of torch's Adam, in buffers: an optimizer of a buffer is lost when the buffer moves."""
+        moments, updates = self.moments.cpu().numpy(), self.updates.cpu().numpy()
+        updates[index] += 1
+        moments[:, index] = DECAYS * moments[:, index] + (1 - DECAYS) * np.stack([slope, slope * slope])
+        self.moments.copy_(torch.from_numpy(moments))
+        self.updates.copy_(torch.from_numpy(updates))
+        first, second = moments[:, index] / (1 - DECAYS ** updates[index])
+        direction: Array = first / (np.sqrt(second) + eps)
+        return direction
 
     def _check(self, losses: Tensor, active: Tensor | None) -> None:
         bounds = select(self.min_losses, active).to(losses)

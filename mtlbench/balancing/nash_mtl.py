@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -66,7 +67,7 @@ class NashMTL(Weighting):
         (products,) = gramian
         index = index_of(active, self.weights)
         self.status = "solved"
-        if self.age == 0:
+        if self.every == 1 or self.age == 0:
             solved, regular = alpha_fair(products, alpha=1.0)
             if not regular:
                 self.status = "degenerate"
@@ -76,6 +77,7 @@ class NashMTL(Weighting):
             self.age.copy_((self.age + 1) % self.every)
         weights = self.weights[index].to(gramian)
         if self.max_norm is not None:
-            length = (weights @ products @ weights).clamp_min(0).sqrt()
-            weights = weights * (self.max_norm / length.clamp_min(self.max_norm))
+            square = float(weights @ products @ weights)
+            if square > self.max_norm**2:
+                weights *= self.max_norm / math.sqrt(square)
         return weights[None]
