@@ -17,7 +17,7 @@ def own_parameters(balancer: Balancer) -> list[nn.Parameter]:
 
 def objective_weights(balancer: Scalarizer, active: list[int], means: Tensor, factor: float) -> Tensor:
     """(1, A) d objective / d losses at the step's losses; writes the balancer's own `.grad`, of the same derivative."""
-    _, weights = _derive(balancer, means, factor, lambda losses: _objective(balancer, active, losses))
+    _, weights = _derive(balancer, means, factor, lambda losses: objective(balancer, active, losses))
     return weights[None]
 
 
@@ -50,10 +50,11 @@ def subset(balancer: Balancer, active: list[int], device: torch.device) -> Tenso
     return None if len(active) == balancer.num_tasks else torch.tensor(active, device=device)
 
 
-def _objective(balancer: Scalarizer, active: list[int], losses: Tensor) -> Tensor:
+def objective(balancer: Scalarizer, active: list[int], losses: Tensor) -> Tensor:
+    """() what a Scalarizer minimises, of losses (A,)."""
     chosen = subset(balancer, active, losses.device)
-    objective: Tensor = balancer(balancer.transform(losses, active=chosen), active=chosen)
-    return objective
+    value: Tensor = balancer(balancer.transform(losses, active=chosen), active=chosen)
+    return value
 
 
 def _derive(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mtlbench.gradients.losses import MicroBatch
 from mtlbench.gradients.ranks import Ranks
-from mtlbench.gradients.rows import Rows, TaskGradients
+from mtlbench.gradients.rows import Rows, TaskGradients, times
 
 
 class StepGradients(NamedTuple):
@@ -48,13 +48,13 @@ class BatchRows:
         first, second, third = (rows.jacobian_of(active) for rows in self.each)
         counts = torch.stack([rows.counts[active] for rows in self.each]).sum(0)
         means = torch.stack([rows.sums[active] for rows in self.each]).sum(0) / counts
-        private = [
-            [_mean(parts, count) for parts in zip(*(rows.private_sums(task) for rows in self.each), strict=True)]
-            for task, count in zip(active, counts.tolist(), strict=True)
-        ]
+        private = times([_sum(rows.private_sums(task) for rows in self.each) for task in active], (1 / counts).tolist())
         return StepGradients((first, second), TaskGradients(active, means, third, private))
 
 
-def _mean(sums: Sequence[Tensor | None], count: float) -> Tensor | None:
-    found = [value for value in sums if value is not None]
-    return sum(found[1:], found[0]) / count if found else None
+def _sum(parts: Iterable[dict[int, Tensor]]) -> dict[int, Tensor]:
+    total: dict[int, Tensor] = {}
+    for part in parts:
+        for index, grad in part.items():
+            total[index] = total[index] + grad if index in total else grad
+    return total

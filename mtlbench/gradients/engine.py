@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtlbench.balancing.base import Aggregator, Balancer, Scalarizer, Weighting
-from mtlbench.gradients import asking, partition
+from mtlbench.gradients import partition
 from mtlbench.gradients.batches import BatchRows
 from mtlbench.gradients.features import FeatureRows, Features
 from mtlbench.gradients.losses import MicroBatch, read
 from mtlbench.gradients.measure import Measure, Where
 from mtlbench.gradients.partition import Modules
 from mtlbench.gradients.ranks import Ranks
-from mtlbench.gradients.record import BalanceRecord, expand
-from mtlbench.gradients.rows import Rows, TaskGradients
+from mtlbench.gradients.record import BalanceRecord
+from mtlbench.gradients.refresh import Refresh
+from mtlbench.gradients.routes import ROUTES, Route, Routes
+from mtlbench.gradients.rows import Rows
+from mtlbench.gradients.ways import Ways
+from mtlbench.gradients.writing import refuse_non_finite
 
 Losses = Mapping[str, Tensor]
 Counts = Mapping[str, Tensor | float]
@@ -43,6 +47,17 @@ class GradientEngine:
             (`weighted`). A Scalarizer always weights heads as its objective does.
         normalize: `match_equal` rescales the shared direction to the norm of the plain sum of the task
             gradients, so that methods compare under one learning rate.
+        refresh: approximates where above 1: the balancer is asked at every so many steps, and in between its last
+            weights act once more, at the cost of equal weighting.
+        products: `bfloat16` approximates the inner products of layers that are kept as factors, by some 4e-3 of the
+            gradients' norms; the direction is exact for the weights that come of it.
+        route: how the task gradients are taken; all ways give the same. `auto`: the cheapest by counted cost.
+            `sequential`: one backward for each task, its rows in one T x P matrix. `ghost`: the same, but where a
+            layer's gradients are cheaper in another form, its rows are never there. `batched`: one backward for
+            several tasks at once. `grouped`: one backward for all, where each task has rows of its own in one batch.
+            Several ranks and micro-batches, and what is not a Weighting of one batch measured at shared
+            parameters, take `sequential`.
+        chunk: tasks in one batched backward: more take more memory. None: by their size.
         process_group: the ranks whose tasks are balanced together: the gradients of the losses over all their
             batches. Every rank calls `backward` at every micro-batch. None: the default group, once there is one.
 
@@ -60,6 +75,10 @@ class GradientEngine:
         measure: Where | None = None,
         heads: Literal["raw", "weighted"] = "raw",
         normalize: Literal["none", "match_equal"] = "none",
+        refresh: int = 1,
+        products: Literal["exact", "bfloat16"] = "exact",
+        route: Route = "auto",
+        chunk: int | None = None,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
         name = type(balancer).__name__
@@ -67,6 +86,8 @@ class GradientEngine:
             raise ValueError(f"{name} was made for {balancer.num_tasks} tasks; got the names {list(tasks)}.")
         if heads not in ("raw", "weighted") or normalize not in ("none", "match_equal"):
             raise ValueError(f"heads is raw|weighted and normalize none|match_equal; got {heads!r} and {normalize!r}.")
+        if route not in ROUTES or (chunk is not None and chunk < 1):
+            raise ValueError(f"route is {'|'.join(ROUTES)} and chunk at least 1; got {route!r} and {chunk}.")
         if balancer.num_batches not in (1, 3) or (balancer.num_batches == 3 and not isinstance(balancer, Weighting)):
             raise ValueError(
                 f"{name} takes {balancer.num_batches} batches a step; the engine gives one, or three to a Weighting."
@@ -80,7 +101,10 @@ class GradientEngine:
         partition.check(self.shared, self.private)
         if not self.shared and not isinstance(balancer, Scalarizer):
             raise ValueError(f"{name} balances shared parameters, and there are none that train.")
-        self.heads, self.normalize = heads, normalize
+        if products not in ("exact", "bfloat16"):
+            raise ValueError(f"products is exact|bfloat16; got {products!r}.")
+        self.heads, self.normalize, self.route = heads, normalize, route
+        self._refresh = Refresh(balancer, refresh)
         self.step = 0  # named in errors; to be set after a restart
         device = next((p.device for p in (*self.shared, *self.private)), torch.device("cpu"))
         self._ranks = Ranks(process_group, device=device)
@@ -99,10 +123,47 @@ class GradientEngine:
                 f"{name} compares the gradients of several batches, and features of different examples have "
                 "nothing to compare: say measure='parameters'."
             )
+        by_layers = isinstance(balancer, Weighting) and balancer.num_batches == 1 and not self._measure.features
+        halves = bool(self.shared) and self.shared[0].dtype not in (torch.float32, torch.float64)
+        if route not in ("auto", "sequential") and (halves or not by_layers):
+            raise ValueError(
+                f"route={route!r} serves a Weighting of one batch measured at shared parameters, in float32 or "
+                f"float64; here {name} asks for something else. Say route='auto'."
+            )
+        self._by_layers = by_layers and not halves and route != "sequential"
+        self._ways = Ways(
+            balancer,
+            tasks=self.tasks,
+            shared=self.shared,
+            private=self.private,
+            groups=self._groups,
+            measure=self._measure,
+            routes=Routes(
+                self.shared,
+                self.private,
+                self._groups,
+                route=route,
+                chunk=chunk,
+                rough=products == "bfloat16",
+                names=partition.names(shared, self.shared),
+                tasks=self.tasks,
+            ),
+            ranks=self._ranks,
+            heads=heads,
+            normalize=normalize,
+        )
 
     def close(self) -> None:
         """Removes the hooks that a measure may have put on shared modules."""
         self._measure.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a restart needs to go on alike, beside the balancer's own state: tensors and primitives."""
+        return self._refresh.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up the state of another engine with the same options."""
+        self._refresh.load_state_dict(state)
 
     def backward(
         self,
@@ -130,8 +191,9 @@ class GradientEngine:
             The record of the step; None while accumulating.
 
         Raises:
-            ValueError: an unknown task, a loss that is no differentiable scalar, or another number of batches than
-                the balancer takes.
+            ValueError: an unknown task, a loss that is no differentiable scalar, another number of batches than
+                the balancer takes, or micro-batches or ranks where the route or the refresh takes none.
+            RuntimeError: the route can't be taken, or its first step finds it wrong.
             FloatingPointError: a non-finite loss or gradient, naming task and step, unless under a scaler.
         """
         batches = self._read(losses, counts)
@@ -140,8 +202,10 @@ class GradientEngine:
             if not scaled and one.totals.bad is not None:
                 self._rows = self._batch_rows = None
                 self._measure.forget()
-                self._raise_non_finite("loss", one.totals.bad)
+                refuse_non_finite("loss", one.totals.bad, tasks=self.tasks, step=self.step)
         batch, totals = batches[0], batches[0].totals
+        self._refuse(several=accumulate or self._rows is not None, alone=batch.alone)
+        kept = self._refresh.kept(totals.active)
         if len(batches) > 1:
             self._batch_rows = self._batch_rows or BatchRows(
                 self.shared, self.private, num_tasks=len(self.tasks), ranks=self._ranks
@@ -151,7 +215,7 @@ class GradientEngine:
             if accumulate:
                 return None
             several, self._batch_rows = self._batch_rows, None
-            record = self._balance_batches(several, factor, scaled=scaled)
+            record = self._ways.by_batches(several, factor, scaled=scaled, step=self.step)
         elif accumulate or self._rows is not None:
             self._rows = self._rows or self._new_rows(weigh=True)
             self._measure.see(batch)
@@ -159,20 +223,39 @@ class GradientEngine:
             if accumulate:
                 return None
             rows, self._rows = self._rows, None
-            record = self._balance_rows(rows, factor, scaled=scaled)
+            record = self._ways.by_rows(rows, factor, scaled=scaled, step=self.step)
         elif not totals.active or totals.bad is not None:
-            record = self._skip(totals.active, totals.means)
+            record = self._ways.skip(totals.active, totals.means)
+        elif kept is not None:
+            record = self._ways.by_kept_weights(batch, kept, factor)
         elif isinstance(self.balancer, Scalarizer):
-            weights = asking.objective_weights(self.balancer, totals.active, totals.means, factor)
-            record = self._weighted_backward(batch, weights, factor, private=self.private)
+            record = self._ways.by_objective(batch, factor)
+        elif self._by_layers and batch.alone and not self._measure.everywhere:
+            record = self._ways.by_measured_layers(batch, factor, scaled=scaled, step=self.step)
         elif not self._measure.everywhere:
-            record = self._measure_then_weigh(batch, factor, scaled=scaled)
+            record = self._ways.by_measured_rows(batch, factor, scaled=scaled, step=self.step)
+        elif self._by_layers and batch.alone:
+            record = self._ways.by_layers(batch, factor, scaled=scaled, step=self.step)
         else:
             rows = self._new_rows(weigh=False)
             rows.add(batch, factor)
-            record = self._balance_rows(rows, factor, scaled=scaled)
+            record = self._ways.by_rows(rows, factor, scaled=scaled, step=self.step)
         self.step += 1
+        self._refresh.see(record, totals.active)
         return record
+
+    def _refuse(self, *, several: bool, alone: bool) -> None:
+        if self.route not in ("auto", "sequential") and (several or not alone):
+            given = "several micro-batches" if several else "several ranks"
+            raise ValueError(
+                f"route={self.route!r} takes one micro-batch a step on one process, and here there are {given}, which "
+                "go the sequential one: say route='auto'."
+            )
+        if self._refresh.every > 1 and several:
+            raise ValueError(
+                f"refresh={self._refresh.every} keeps weights from step to step, and a step of several micro-batches "
+                "asks the balancer each time: say refresh=1."
+            )
 
     def _read(self, losses: Losses | Sequence[Losses], counts: Counts | Sequence[Counts] | None) -> list[MicroBatch]:
         """The batches of the step, one unless the balancer takes more."""
@@ -201,184 +284,3 @@ class GradientEngine:
         return Rows(
             self.shared, self.private, num_tasks=len(self.tasks), weigh=weigh, ranks=self._ranks, columns=columns
         )
-
-    # ---------------------------------------------------------------- the four ways through a step
-
-    def _balance_rows(self, rows: Rows, factor: float, *, scaled: bool) -> BalanceRecord:
-        """From the rows of all shared parameters."""
-        grads = rows.mean()
-        if not grads.active or not self._finite(rows, grads, scaled=scaled):
-            return self._skip(grads.active, grads.means)
-        gram = weights = None
-        if isinstance(self.balancer, Scalarizer):
-            weights = asking.objective_weights(self.balancer, grads.active, grads.means, factor)
-            direction = rows.combine(weights, grads.jacobian, self._groups)
-        else:
-            losses, slopes = asking.transform(self.balancer, grads.active, grads.means, factor)
-            if isinstance(self.balancer, Weighting):
-                gram = _scaled(self._measure.gramian(rows, grads.jacobian), slopes, factor)
-                weights = self._weigh(gram, losses, grads.active)
-            grads = grads if slopes is None else grads.scaled(slopes)
-            if weights is not None:
-                direction = rows.combine(weights, grads.jacobian, self._groups)
-            else:
-                active = asking.subset(self.balancer, grads.active, grads.jacobian.device)
-                direction = self.balancer(grads.jacobian / factor, losses.to(grads.jacobian), active=active) * factor
-        if self.normalize == "match_equal":
-            direction = direction * _ratio(rows.norm(grads.jacobian.sum(0)), rows.norm(direction))
-        rows.write(direction)
-        self._write_private(grads, weights)
-        return self._record(grads.active, grads.means, weights, gram)
-
-    def _balance_batches(self, rows: BatchRows, factor: float, *, scaled: bool) -> BalanceRecord:
-        """From the rows of three batches: two decide the weights, which act on the third."""
-        grads = rows.mean()
-        active, means = grads.step.active, grads.step.means
-        finite = [
-            self._finite(rows.last, grads.step._replace(jacobian=jacobian), scaled=scaled)
-            for jacobian in (*grads.pair, grads.step.jacobian)
-        ]
-        if not active or not all(finite):
-            return self._skip(active, means)
-        losses, slopes = asking.transform(self.balancer, active, means, factor)
-        gram = _scaled(self._measure.gramian(rows.last, *grads.pair), slopes, factor)
-        weights = self._weigh(gram, losses, active)
-        step = grads.step if slopes is None else grads.step.scaled(slopes)
-        direction = rows.last.combine(weights, step.jacobian, self._groups)
-        if self.normalize == "match_equal":
-            direction = direction * _ratio(rows.last.norm(step.jacobian.sum(0)), rows.last.norm(direction))
-        rows.last.write(direction)
-        self._write_private(step, weights)
-        return self._record(active, means, weights, gram)
-
-    def _measure_then_weigh(self, batch: MicroBatch, factor: float, *, scaled: bool) -> BalanceRecord:
-        """A Weighting measured at one place: its rows there first, then one weighted backward for the rest."""
-        measured = self._measure.inputs(batch)
-        raw = self.heads == "raw"
-        rows = Rows(
-            measured,
-            self.private if raw else [],
-            num_tasks=len(self.tasks),
-            weigh=False,
-            ranks=self._ranks,
-            columns="own" if self._measure.features else "part",
-        )
-        rows.add(batch, factor, retain_graph=True)
-        grads = rows.mean()
-        if not self._finite(rows, grads, scaled=scaled):
-            return self._skip(grads.active, grads.means)
-        losses, slopes = asking.transform(self.balancer, grads.active, grads.means, factor)
-        gram = _scaled(rows.gramian(grads.jacobian, [0] * len(measured)), slopes, factor)
-        weights = self._weigh(gram, losses, grads.active)
-        if raw:
-            self._write_private(grads if slopes is None else grads.scaled(slopes), None)
-        private = [] if raw else self.private
-        return self._weighted_backward(batch, weights, factor, private=private, slopes=slopes, gram=gram)
-
-    def _weighted_backward(
-        self,
-        batch: MicroBatch,
-        weights: Tensor,
-        factor: float,
-        *,
-        private: Sequence[nn.Parameter],
-        slopes: Tensor | None = None,
-        gram: Tensor | None = None,
-    ) -> BalanceRecord:
-        """One backward of the losses, weighted with (1, A) weights."""
-        weighted = weights[0] * factor if slopes is None else weights[0] * slopes.to(weights) * factor
-        plain = None
-        if self.normalize == "match_equal" and self.shared:
-            equal = torch.full_like(weighted, factor) if slopes is None else slopes.to(weights) * factor
-            plain = _norm(self._of_losses(batch, equal, self.shared, retain_graph=True))
-        parameters = [*self.shared, *private]
-        grads = self._of_losses(batch, weighted, parameters)
-        if plain is not None:
-            shared = grads[: len(self.shared)]
-            ratio = _ratio(plain, _norm(shared))
-            grads[: len(shared)] = [g if g is None else g * ratio for g in shared]
-        for parameter, grad in zip(parameters, grads, strict=True):
-            parameter.grad = grad
-        return self._record(batch.totals.active, batch.totals.means, weights, gram)
-
-    def _of_losses(
-        self, batch: MicroBatch, cotangent: Tensor, parameters: Sequence[nn.Parameter], *, retain_graph: bool = False
-    ) -> list[Tensor | None]:
-        """Gradients of the losses over all ranks, weighted with a cotangent (A,)."""
-        here: Sequence[Tensor | None] = [None] * len(parameters)
-        if batch.active:
-            here = torch.autograd.grad(
-                batch.stacked,
-                parameters,
-                batch.mine(cotangent).to(batch.stacked),
-                retain_graph=retain_graph,
-                allow_unused=True,
-            )
-        return self._ranks.sum_found(here, parameters)
-
-    def _weigh(self, gram: Tensor, losses: Tensor, active: list[int]) -> Tensor:
-        assert isinstance(self.balancer, Weighting)
-        try:
-            return asking.weigh(self.balancer, gram, losses, active)
-        except RuntimeError as error:  # say whose and when
-            raise RuntimeError(f"{type(self.balancer).__name__} at step {self.step}: {error}") from error
-
-    # ---------------------------------------------------------------- writing, recording, refusing
-
-    def _write_private(self, grads: TaskGradients, weights: Tensor | None) -> None:
-        """Each private parameter's gradient: the sum over the tasks that reach it, in fact one."""
-        factors = [1.0] * len(grads.active)
-        if weights is not None and (self.heads == "weighted" or isinstance(self.balancer, Scalarizer)):
-            factors = weights.mean(0).tolist()  # with weights for each group, heads take their mean
-        sums: list[Tensor | None] = []
-        for index in range(len(self.private)):
-            parts = [
-                g if w == 1.0 else g * w
-                for g, w in zip((row[index] for row in grads.private), factors, strict=True)
-                if g is not None
-            ]
-            sums.append(sum(parts[1:], parts[0]) if parts else None)
-        for parameter, grad in zip(self.private, self._ranks.sum_found(sums, self.private), strict=True):
-            parameter.grad = grad
-
-    def _record(self, active: list[int], means: Tensor, weights: Tensor | None, gram: Tensor | None) -> BalanceRecord:
-        return expand(BalanceRecord(means, weights, gram, self.balancer.status), active, len(self.tasks))
-
-    def _skip(self, active: list[int], means: Tensor) -> BalanceRecord:
-        """No balanced step: gradients are None where no task had a label, NaN where a number was not finite."""
-        self._measure.forget()
-        for parameter in [*self.shared, *self.private, *asking.own_parameters(self.balancer)]:
-            parameter.grad = torch.full_like(parameter, torch.nan) if active else None
-        return self._record(active, means, None, None)._replace(status="skipped")
-
-    def _finite(self, rows: Rows, grads: TaskGradients, *, scaled: bool) -> bool:
-        """Whether losses and rows are finite; raises where they must be."""
-        finite = rows.finite(grads.jacobian)
-        if not scaled and not finite.all():
-            bad = torch.zeros(1, len(self.tasks), dtype=torch.bool)
-            bad[0, grads.active] = ~finite
-            self._raise_non_finite("gradient", bad)
-        return bool((finite & grads.means.isfinite()).all())
-
-    def _raise_non_finite(self, what: str, bad: Tensor) -> None:
-        names = ", ".join(name for name, found in zip(self.tasks, bad.any(0).tolist(), strict=True) if found)
-        where = f" on rank {', '.join(map(str, bad.any(1).nonzero().flatten().tolist()))}" if len(bad) > 1 else ""
-        raise FloatingPointError(
-            f"Non-finite {what} of task {names} at step {self.step}{where}. Look at that step's data, lower the "
-            "learning rate, or clip gradients."
-        )
-
-
-def _norm(grads: Sequence[Tensor | None]) -> float:
-    return float(torch.stack([g.norm() for g in grads if g is not None]).norm())
-
-
-def _ratio(target: float, norm: float) -> float:
-    """What rescales `norm` to `target`; a zero direction stays zero."""
-    return target / norm if norm > 0 else 1.0
-
-
-def _scaled(gram: Tensor, slopes: Tensor | None, factor: float) -> Tensor:
-    """From the Gramian of `factor` times the losses' gradients to that of the transformed losses'."""
-    gram = gram / factor**2
-    return gram if slopes is None else gram * torch.outer(slopes, slopes).to(gram)

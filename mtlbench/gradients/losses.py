@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -93,7 +94,7 @@ def read(
     means = stacked.detach().to("cpu", torch.float64)
     active = [index for index, _ in present]
     alone = ranks.size == 1
-    if alone and means.isfinite().all():  # without the cost and the rounding of sums
+    if alone and math.isfinite(means.sum()):  # without the cost and the rounding of sums; one NaN makes it NaN
         totals = Totals(active, means, sizes, None)
     else:
         totals = _totals(active, means, sizes, len(tasks), ranks)

@@ -16,15 +16,16 @@ class BalanceRecord(NamedTuple):
         weights: (G, T) the weights of the task gradients, float64, 0 for a task without labels; None for an
             Aggregator and for a skipped step.
         gramian: (G, T, T) float64 inner products of the task gradients, 0 for a task without labels;
-            None where the balancer did not need them.
+            None where the balancer did not need them, or was not asked.
         status: solved; degenerate (the balancer's declared result for an input without a balanced
-            direction); or skipped (non-finite under a loss scaler, or no task had a label).
+            direction); skipped (non-finite under a loss scaler, or no task had a label); or kept (the weights
+            are those of an earlier step: `refresh`).
     """
 
     losses: Tensor
     weights: Tensor | None
     gramian: Tensor | None
-    status: Literal["solved", "degenerate", "skipped"]
+    status: Literal["solved", "degenerate", "skipped", "kept"]
 
 
 def expand(record: BalanceRecord, active: list[int], num_tasks: int) -> BalanceRecord:

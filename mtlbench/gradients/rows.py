@@ -19,21 +19,28 @@ class TaskGradients(NamedTuple):
         active: their indices, ascending.
         means: (A,) mean losses, float64 on the CPU.
         jacobian: (A, P) gradients of the shared parameters, or this rank's columns of them.
-        private: for each of them this rank's part of the gradients of all private parameters, None where not reached.
+        private: for each of them this rank's part of the gradients of the private parameters it reaches, by index.
     """
 
     active: list[int]
     means: Tensor
     jacobian: Tensor
-    private: list[list[Tensor | None]]
+    private: list[dict[int, Tensor]]
 
     def scaled(self, slopes: Tensor) -> TaskGradients:
         """The gradients with task i's multiplied by slopes[i]."""
-        private = [
-            [g if g is None else g * slope for g in row]
-            for row, slope in zip(self.private, slopes.tolist(), strict=True)
-        ]
-        return self._replace(jacobian=self.jacobian * slopes.to(self.jacobian)[:, None], private=private)
+        jacobian = self.jacobian * slopes.to(self.jacobian)[:, None]
+        return self._replace(jacobian=jacobian, private=times(self.private, slopes.tolist()))
+
+
+def symmetric(gramian: Tensor) -> Tensor:
+    """(G, A, A) without the last bit that float32 products differ by: to a solver in float64 it is not a Gramian."""
+    return (gramian + gramian.mT) / 2
+
+
+def times(private: Sequence[dict[int, Tensor]], factors: Sequence[float]) -> list[dict[int, Tensor]]:
+    """Each task's private gradients times its factor."""
+    return [{index: g * f for index, g in row.items()} for row, f in zip(private, factors, strict=True)]
 
 
 class Rows:
@@ -41,7 +48,7 @@ class Rows:
 
     Args:
         shared: the parameters behind the columns; features for rows that are never written.
-        private: parameters of single tasks; their gradients are kept per task, None where not reached.
+        private: parameters of single tasks; their gradients are kept per task.
         num_tasks: T.
         weigh: sum count x gradient, to be divided by the total counts at the end; where a step has one
             micro-batch, False spares the rounding of that.
@@ -73,7 +80,7 @@ class Rows:
         # Features may come in half precision, too coarse for inner products.
         dtype = torch.promote_types(like.dtype, torch.float32)
         self._jacobian = torch.zeros(num_tasks, sum(self._sizes), dtype=dtype, device=like.device)
-        self._private: list[list[Tensor | None]] = [[None] * len(private) for _ in range(num_tasks)]
+        self._private: list[dict[int, Tensor]] = [{} for _ in range(num_tasks)]
         self._reached = [False] * len(shared)
         self.sums = torch.zeros(num_tasks, dtype=torch.float64)
         self.counts = torch.zeros(num_tasks, dtype=torch.float64)
@@ -101,10 +108,10 @@ class Rows:
                 column += grad.reshape(-1)
             elif grad is not None:
                 column.copy_(grad.reshape(-1))
-        self._private[task] = [
-            new if old is None else old if new is None else old + new
-            for old, new in zip(self._private[task], private, strict=True)
-        ]
+        sums = self._private[task]
+        for index, grad in enumerate(private):
+            if grad is not None:
+                sums[index] = sums[index] + grad if index in sums else grad
         self._filled[task] = True
 
     @property
@@ -121,7 +128,7 @@ class Rows:
             rows = self._ranks.sum(rows)
         return rows / self.counts[active].to(rows)[:, None] if self._weigh else rows
 
-    def private_sums(self, task: int) -> list[Tensor | None]:
+    def private_sums(self, task: int) -> dict[int, Tensor]:
         """A task's private gradients, summed over this rank's micro-batches."""
         return self._private[task]
 
@@ -131,9 +138,7 @@ class Rows:
         private = [self._private[task] for task in active]
         counts = self.counts[active]
         if self._weigh:
-            private = [
-                [g if g is None else g / n for g in row] for row, n in zip(private, counts.tolist(), strict=True)
-            ]
+            private = times(private, (1 / counts).tolist())
         return TaskGradients(active, self.sums[active] / counts, self.jacobian_of(active), private)
 
     def gramian(
@@ -163,6 +168,8 @@ class Rows:
         ):
             if group is not None:
                 result[group] += block @ other.T
+        if others is None:
+            result = symmetric(result)
         return result if self._columns == "all" else self._ranks.sum(result)
 
     def combine(self, weights: Tensor, jacobian: Tensor, groups: Sequence[int]) -> Tensor:

@@ -1,0 +1,182 @@
+"""Chooses by counted cost in which form each layer's task gradients are kept: the same for the same shapes, always."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, Node
+
+from mtlbench.gradients.graph import Graph, Use
+from mtlbench.gradients.parts import COLUMNS, Part, Product, Rows, Tokens
+
+# Multiply-adds that take as long as moving one number to and from memory.
+MOVE = 20
+
+
+def divide(
+    graph: Graph,
+    shared: Sequence[nn.Parameter],
+    groups: Sequence[int],
+    *,
+    tasks: int,
+    chosen: Sequence[int],
+    grouped: bool,
+    rough: bool,
+) -> list[Part]:
+    """The parts that hold the task gradients of the chosen shared parameters, of those that some loss reaches.
+
+    Args:
+        graph: of the losses.
+        shared: all shared parameters.
+        groups: of each, whose weights act on it.
+        tasks: A.
+        chosen: indices of shared parameters.
+        grouped: each row is of one task alone: all weights as rows, all embeddings by tokens.
+        rough: inner products of factors in bfloat16.
+    """
+    parts: list[Part] = []
+    left: list[int] = []
+    biases = {_added_to(graph, shared[index]): index for index in chosen if shared[index].ndim == 1}
+    for index in chosen:
+        if id(shared[index]) in graph.reach:
+            part: Part | None = None
+            if shared[index].ndim == 2:
+                part = None if grouped else _product(graph, shared, index, biases, groups, tasks, rough=rough)
+                part = part or _tokens(graph, shared[index], index, groups[index], tasks, always=grouped)
+            if part is None:
+                left.append(index)
+            else:
+                parts.append(part)
+    taken = {index for part in parts for index in part.indices}
+    return parts + _rows([index for index in left if index not in taken], shared, groups, tasks)
+
+
+def kind(node: Node) -> str:
+    """What autograd calls an operation."""
+    return type(node).__name__
+
+
+def product_of(graph: Graph, use: Use) -> tuple[Any, bool] | None:
+    """The product x W' (True) or x W (False) that a use of W is in; None where it is in another operation."""
+    node, slot, out_in = use.node, use.slot, False
+    if kind(node) == "TBackward0":
+        reader = graph.readers[node]
+        if reader is None:
+            return None
+        node, slot, out_in = reader.node, reader.slot, True
+    if kind(node) == "AddmmBackward0" and slot == 2 and node._saved_alpha == node._saved_beta == 1:
+        return node, out_in
+    return (node, out_in) if kind(node) == "MmBackward0" and slot == 1 else None
+
+
+def factor_of(node: Any) -> Tensor:
+    """The x (N, D) of a product."""
+    x: Tensor = node._saved_mat1 if kind(node) == "AddmmBackward0" else node._saved_self
+    return x.detach()
+
+
+def tokens_of(use: Use) -> tuple[Tensor, int | None] | None:
+    """Tokens and padding token of a use as an embedding's weight; None where it is none, or not a plain one."""
+    node = use.node
+    if kind(node) != "EmbeddingBackward0" or node._saved_scale_grad_by_freq or node._saved_sparse:
+        return None
+    padding = node._saved_padding_idx
+    return node._saved_indices, padding if padding < 1 << 63 else None  # -1, unsigned
+
+
+def _product(
+    graph: Graph,
+    shared: Sequence[nn.Parameter],
+    index: int,
+    biases: dict[frozenset[Node], int],
+    groups: Sequence[int],
+    tasks: int,
+    *,
+    rough: bool,
+) -> Product | None:
+    found = [product_of(graph, use) for use in graph.uses[id(shared[index])]]
+    calls = [call for call in found if call is not None]
+    if len(calls) != len(found) or len({out_in for _, out_in in calls}) != 1:
+        return None
+    inputs = [factor_of(node) for node, _ in calls]
+    rows, (d_in, d_out) = sum(map(len, inputs)), _in_out(shared[index], calls[0][1])
+    by_kernel = rows * (rows * (d_in + tasks * d_out) + tasks * tasks * d_out + d_in * d_out)
+    by_kernel += MOVE * tasks * rows * d_out
+    by_rows = tasks * d_in * d_out * (rows + tasks + 2 * MOVE)
+    if by_kernel >= by_rows:
+        return None
+    bias = biases.get(frozenset(node for node, _ in calls))
+    with_bias = bias is not None and groups[bias] == groups[index] and len(shared[bias]) == d_out
+    together = [index, bias] if bias is not None and with_bias else [index]
+    edges = [GradientEdge(node, 0) for node, _ in calls]
+    return Product(
+        together,
+        inputs,
+        edges,
+        width=d_out,
+        out_in=calls[0][1],
+        group=groups[index],
+        tasks=tasks,
+        rough=rough,
+    )
+
+
+def _in_out(weight: Tensor, out_in: bool) -> tuple[int, int]:
+    one, other = weight.shape
+    return (other, one) if out_in else (one, other)
+
+
+def _added_to(graph: Graph, parameter: Tensor) -> frozenset[Node]:
+    """The products that a parameter is added to; empty where it is used otherwise too."""
+    uses = graph.uses.get(id(parameter), [])
+    if all(use.slot == 0 and kind(use.node) == "AddmmBackward0" for use in uses):
+        return frozenset(use.node for use in uses)
+    return frozenset()
+
+
+def _tokens(graph: Graph, weight: Tensor, index: int, group: int, tasks: int, *, always: bool) -> Tokens | None:
+    uses = graph.uses[id(weight)]
+    found = [tokens_of(use) for use in uses]
+    calls = [call for call in found if call is not None]
+    paddings = {padding for _, padding in calls}
+    if len(calls) != len(found) or len(paddings) != 1:
+        return None
+    if not always and sum(tokens.numel() for tokens, _ in calls) >= len(weight):
+        return None
+    edges = [GradientEdge(use.node, 0) for use in uses]
+    return Tokens(
+        index, weight, [tokens for tokens, _ in calls], edges, padding=paddings.pop(), group=group, tasks=tasks
+    )
+
+
+def _rows(indices: Sequence[int], shared: Sequence[nn.Parameter], groups: Sequence[int], tasks: int) -> list[Part]:
+    """Rows of small parameters of one group together: a product costs as much for ten numbers as for a thousand."""
+    parts: list[Part] = []
+    together: list[int] = []
+    size = 0
+    for index in indices:
+        number = shared[index].numel()
+        if together and (size + number > COLUMNS or groups[index] != groups[together[0]]):
+            parts.append(Rows(together, [shared[i] for i in together], group=groups[together[0]], tasks=tasks))
+            together, size = [], 0
+        together.append(index)
+        size += number
+    if together:
+        parts.append(Rows(together, [shared[i] for i in together], group=groups[together[0]], tasks=tasks))
+    return parts
+
+
+# Operations whose gradients autograd computes for many tasks at once as quickly as one by one, or quicker, on a CPU.
+# Convolutions, attention and normalisations are slower so: 1.2 to 1.4 times as long.
+BATCHED = {
+    *("AddmmBackward0", "MmBackward0", "TBackward0", "ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0"),
+    *("ReluBackward0", "TanhBackward0", "SigmoidBackward0", "GeluBackward0", "EluBackward0", "LeakyReluBackward0"),
+    *("SiluBackward0", "MulBackward0", "AddBackward0", "SubBackward0", "NativeDropoutBackward0"),
+}
+
+
+def batches_well(graph: Graph) -> bool:
+    """Whether what lies behind the cut is done for many tasks at once."""
+    return graph.cut is not None and all(kind(node) in BATCHED for node in graph.behind)

@@ -1,0 +1,134 @@
+"""The autograd graph of a step's losses, read: which task reaches which parameter, through what, and where they meet.
+
+Reading the graph rather than hooking modules finds every use of a parameter, also a functional or a tied one, leaves
+no trace on the modules, and is done anew at every step: 1 to 3 microseconds a node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node
+
+_LEAF: Any = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]
+
+
+class Use(NamedTuple):
+    """One operation that reads a parameter.
+
+    Attributes:
+        node: of the operation; what it saved for its gradient are attributes with names of their own.
+        slot: which of its inputs the parameter is.
+    """
+
+    node: Any
+    slot: int
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What lies behind the losses.
+
+    Attributes:
+        nodes: of all operations behind the losses, each with the tasks that reach it: bit k for the k-th loss.
+        uses: of each leaf, by id.
+        reach: the tasks that reach each leaf, by id.
+        readers: the one use of each node's result; None where several are made of it.
+        cut: the one result through which alone all losses reach shared parameters; None where there is none, or
+            where a private parameter lies behind it too.
+        mixed: whether tasks also have operations or private parameters before the cut in common.
+        heads: those that read the cut's result.
+        behind: the nodes behind the cut, itself among them; all where there is none.
+    """
+
+    nodes: dict[Node, int]
+    uses: dict[int, list[Use]]
+    reach: dict[int, int]
+    readers: dict[Node, Use | None]
+    cut: GradientEdge | None
+    mixed: bool
+    heads: list[Use]
+    behind: list[Node]
+
+
+def read(losses: Sequence[Tensor], shared: Collection[int], private: Collection[int]) -> Graph:
+    """Reads the graph of some losses.
+
+    Nodes are visited latest first, by the number that autograd gives them: when a node's turn comes, all that read
+    its result have had theirs. Where it then is the only one left, everything further back lies behind it.
+
+    Args:
+        losses: () each.
+        shared: ids of parameters.
+        private: likewise.
+    """
+    nodes: dict[Node, int] = {}
+    outputs: dict[Node, int | None] = {}  # which of a node's results is used; None: several
+    readers: dict[Node, Use | None] = {}
+    uses: dict[int, list[Use]] = {}
+    reach: dict[int, int] = {}
+    queue: list[tuple[int, Node]] = []
+    met = False  # a shared parameter
+    for task, loss in enumerate(losses):
+        edge = torch.autograd.graph.get_gradient_edge(loss)
+        if type(edge.node) is _LEAF:  # the loss is a parameter
+            reach[id(loss)] = reach.get(id(loss), 0) | 1 << task
+            met = True
+            continue
+        if edge.node not in nodes:
+            heappush(queue, (-_number(edge.node), edge.node))
+            nodes[edge.node], outputs[edge.node] = 0, edge.output_nr
+        nodes[edge.node] |= 1 << task
+    order: list[Node] = []
+    cut: Node | None = None
+    first, ordered = 0, True
+    while queue:
+        number, node = heappop(queue)
+        if cut is None and not met and not queue and outputs[node] is not None:
+            cut, first = node, len(order)
+        order.append(node)
+        mask = nodes[node]
+        for slot, (source, output) in enumerate(node.next_functions):
+            if source is None:
+                continue
+            if type(source) is _LEAF:
+                leaf = id(source.variable)  # type: ignore[attr-defined]
+                uses.setdefault(leaf, []).append(Use(node, slot))
+                reach[leaf] = reach.get(leaf, 0) | mask
+                met = met or leaf in shared
+                if cut is not None and leaf in private:
+                    cut, first, met = None, 0, True
+            elif source in nodes:
+                ordered = ordered and -_number(source) > number
+                nodes[source] |= mask
+                readers[source] = None
+                if outputs[source] != output:
+                    outputs[source] = None
+            else:
+                nodes[source], outputs[source], readers[source] = mask, output, Use(node, slot)
+                heappush(queue, (-_number(source), source))
+    if not ordered:  # parts of the graph were made by several threads: any task may reach anything
+        reach = dict.fromkeys(reach, (1 << len(losses)) - 1)
+        cut = None
+    if cut is None:
+        return Graph(nodes, uses, reach, readers, None, True, [], order)
+    before = order[:first]
+    mixed = any(_several(nodes[node]) for node in before) or any(_several(reach.get(leaf, 0)) for leaf in private)
+    heads = [
+        Use(node, slot) for node in before for slot, (source, _) in enumerate(node.next_functions) if source is cut
+    ]
+    return Graph(nodes, uses, reach, readers, GradientEdge(cut, outputs[cut] or 0), mixed, heads, order[first:])
+
+
+def _several(tasks: int) -> bool:
+    """Whether more than one bit is set."""
+    return tasks & (tasks - 1) != 0
+
+
+def _number(node: Node) -> int:
+    return node._sequence_nr()

@@ -1,0 +1,150 @@
+"""Tasks with rows of their own in one batch: one backward of all of them, from which each task's gradients are cut.
+
+Where each loss reaches only its own rows of the representation and no layer mixes rows, the gradient at a layer's
+result is that of one task in each row, and one backward of the sum gives them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, Node
+
+from mtlbench.gradients.choice import kind
+from mtlbench.gradients.graph import Graph, Use
+from mtlbench.gradients.parts import Part, Rows, Tokens
+from mtlbench.gradients.rules import Rule, mixes_rows, rule_of
+
+
+def starts_of(cotangents: Iterable[Tensor | None]) -> list[int] | None:
+    """The first row of each task, in a batch where each loss reaches rows of its own, one task after another.
+
+    Args:
+        cotangents: (N, ...) of each loss, at what all read; None where it does not reach it.
+
+    Returns:
+        None where two losses reach one row, or rows of a task lie before those of the last.
+    """
+    starts: list[int] = []
+    end = -1
+    for cotangent in cotangents:
+        if cotangent is None or cotangent.ndim == 0:
+            return None
+        rows = cotangent.reshape(len(cotangent), -1).any(1).nonzero()
+        if not len(rows) or int(rows[0]) <= end:
+            return None
+        starts.append(int(rows[0]))
+        end = int(rows[-1])
+    return starts
+
+
+class Plan:
+    """How the gradients of all parts come out of one backward. To be made before it, which frees what it reads.
+
+    Attributes:
+        obstacle: why they do not; None where they do.
+
+    Args:
+        graph: of the losses.
+        parts: of the shared parameters: `Rows` and `Tokens`.
+        shared: all shared parameters.
+        names: of them.
+        starts: the first row of each task at the cut.
+        rows: at the cut.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        parts: Sequence[Part],
+        shared: Sequence[nn.Parameter],
+        names: Sequence[str],
+        *,
+        starts: Sequence[int],
+        rows: int,
+    ) -> None:
+        self._graph, self._starts, self._rows = graph, starts, rows
+        self._by_rule: list[tuple[Rows, int, list[Rule]]] = []
+        self._by_token: list[tuple[Tokens, list[GradientEdge]]] = []
+        self.obstacle: str | None = None
+        if any(mixes_rows(node) for node in graph.behind):
+            self.obstacle = "a BatchNorm in training mixes the rows of the tasks"
+        for part in parts:
+            for place, index in enumerate(part.indices):
+                uses = graph.uses[id(shared[index])]
+                if isinstance(part, Tokens):
+                    self._by_token.append((part, [_edge_of_rows(graph, use) for use in uses]))
+                    continue
+                assert isinstance(part, Rows)
+                rules = [rule_of(graph, use) for use in uses]
+                known = [rule for rule in rules if rule is not None and self._fits(rule.length)]
+                if len(known) < len(rules):
+                    operations = ", ".join(sorted({kind(use.node) for use in uses}))
+                    self.obstacle = f"{names[index]} is read by {operations}, not known to go through it row by row"
+                self._by_rule.append((part, place, known))
+
+    def take(self, cut: GradientEdge, cotangent: Tensor, *, keep: bool) -> None:
+        """Fills the parts from the sum of all cotangents at the cut.
+
+        Each operation's gradient is used as it comes by, and then let go: kept to the end, those of a transformer's
+        layers are more memory than its weights, and new to the cache each time.
+        """
+        uses: dict[Node, list[Callable[[Tensor], None]]] = {}
+        for rows, place, rules in self._by_rule:
+            for number, rule in enumerate(rules):
+                uses.setdefault(rule.node, []).append(partial(self._fill, rows, place, rule, again=number > 0))
+        for tokens, edges in self._by_token:
+            for number, edge in enumerate(edges):
+                uses.setdefault(edge.node, []).append(partial(self._fill_tokens, tokens, number))
+        ends, passed = _ends(self._graph, uses.keys())
+
+        def use(node: Node, grads: tuple[Tensor, ...]) -> None:
+            for fill in uses[node]:
+                fill(grads[0])
+
+        hooks = [node.register_prehook(partial(use, node)) for node in passed]
+        try:
+            found = torch.autograd.grad([cut], [GradientEdge(node, 0) for node in ends], [cotangent], retain_graph=keep)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for node, grad in zip(ends, found, strict=True):
+            use(node, (grad,))
+
+    def _fill(self, rows: Rows, place: int, rule: Rule, grad: Tensor, *, again: bool) -> None:
+        rule.write(rows.rows_of(place), grad, self._bounds(len(grad)), again=again)
+
+    def _fill_tokens(self, tokens: Tokens, call: int, grad: Tensor) -> None:
+        tokens.add_rows(call, grad, self._bounds(len(grad)))
+
+    def _fits(self, length: int) -> bool:
+        """Whether rows of an operation are those at the cut, or a number of them, or a part of one."""
+        return length % self._rows == 0 or self._rows % length == 0
+
+    def _bounds(self, length: int) -> list[tuple[int, int]]:
+        """Each task's rows of an operation; rows before a task's first, whose gradients are 0, go to the last."""
+        starts = [0, *(start * length // self._rows for start in self._starts[1:]), length]
+        return list(pairwise(starts))
+
+
+def _edge_of_rows(graph: Graph, use: Use) -> GradientEdge:
+    """Where the gradient of an embedding is taken row by row."""
+    reader = graph.readers[use.node]
+    same_for_all = len(use.node._saved_indices) == 1 and reader is not None and kind(reader.node) == "AddBackward0"
+    if reader is not None and same_for_all and (reader.slot == 0 or reader.node._saved_alpha == 1):
+        # Positions, added to all rows alike: the gradient row by row is that of the sum.
+        return GradientEdge(reader.node, 0)
+    return GradientEdge(use.node, 0)
+
+
+def _ends(graph: Graph, wanted: Collection[Node]) -> tuple[list[Node], list[Node]]:
+    """The wanted nodes behind which there are no others, and those that a backward to them passes."""
+    leads: set[Node] = set()
+    for node in reversed(graph.behind):
+        if any(source in leads or source in wanted for source, _ in node.next_functions):
+            leads.add(node)
+    return [node for node in wanted if node not in leads], [node for node in wanted if node in leads]

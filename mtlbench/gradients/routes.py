@@ -1,0 +1,136 @@
+"""The quick exact ways to the task gradients of one micro-batch on one process, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from mtlbench.gradients import graph as graphs
+from mtlbench.gradients.backwards import Backwards
+from mtlbench.gradients.choice import batches_well, divide
+from mtlbench.gradients.graph import Graph
+from mtlbench.gradients.grouped import Plan, starts_of
+from mtlbench.gradients.layers import LayerGradients
+from mtlbench.gradients.losses import MicroBatch
+from mtlbench.gradients.parts import Part
+from mtlbench.gradients.verify import verify
+
+Route = Literal["auto", "sequential", "ghost", "batched", "grouped"]
+ROUTES: tuple[Route, ...] = get_args(Route)
+
+
+class RouteRefusedError(RuntimeError):
+    """The forced route can't be taken for these losses."""
+
+
+class Routes:
+    """Takes the task gradients of shared and private parameters.
+
+    Args:
+        shared: parameters.
+        private: parameters.
+        groups: of each shared parameter, whose weights act on it.
+        route: all but `sequential`, see `GradientEngine`.
+        chunk: tasks in one batched backward; None: by their size.
+        rough: inner products of factors in bfloat16.
+        names: of the shared parameters.
+        tasks: names.
+    """
+
+    def __init__(
+        self,
+        shared: Sequence[nn.Parameter],
+        private: Sequence[nn.Parameter],
+        groups: Sequence[int],
+        *,
+        route: Route,
+        chunk: int | None,
+        rough: bool,
+        names: Sequence[str],
+        tasks: Sequence[str],
+    ) -> None:
+        self._shared, self._private, self._groups = shared, private, groups
+        self._route, self._chunk, self._names, self._tasks = route, chunk, names, tasks
+        self._rough = rough
+        self._verified: set[tuple[object, ...]] = set()
+
+    @torch.no_grad()
+    def take(
+        self, batch: MicroBatch, factor: float, *, measured: Sequence[Tensor] | None = None
+    ) -> tuple[LayerGradients, Backwards]:
+        """The gradients of the losses times `factor`, and what takes more of them.
+
+        Args:
+            batch: the losses. Their graph is freed, unless some parameters alone are measured.
+            factor: on each loss.
+            measured: those of the shared parameters whose gradients are taken; None: all.
+
+        Raises:
+            RouteRefusedError: the route can't be taken.
+            RuntimeError: it finds other gradients than one backward for each task.
+        """
+        graph = graphs.read(batch.losses, {id(p) for p in self._shared}, {id(p) for p in self._private})
+        wanted = None if measured is None else {id(p) for p in measured}
+        chosen = [index for index, p in enumerate(self._shared) if wanted is None or id(p) in wanted]
+        losses = Backwards(graph, batch.losses, factor, self._private, again=measured is not None)
+        result = self._grouped(graph, losses, chosen) or self._by_task(graph, losses, chosen)
+        if result.parts and result.way not in self._verified:  # the first time that it goes this way
+            names = [self._tasks[index] for index in batch.active]
+            verify(result, batch.losses, factor, self._shared, names=self._names, tasks=names, rough=self._rough)
+            self._verified.add(result.way)
+        return result, losses
+
+    def _grouped(self, graph: Graph, losses: Backwards, chosen: Sequence[int]) -> LayerGradients | None:
+        """By one backward for all tasks, where each has rows of its own."""
+        if self._route not in ("auto", "grouped"):
+            return None
+        obstacle: str | None = "the losses do not meet in one representation of two tasks or more"
+        if graph.cut is not None and len(losses) > 1:
+            obstacle = "two losses reach one row of the representation"
+            starts = starts_of(losses.at_cut(task) for task in range(len(losses)))
+            total = None if starts is None else losses.sum_at_cut()
+            if starts is not None and total is not None:
+                parts = self._divide(graph, losses, chosen, grouped=True)
+                plan = Plan(graph, parts, self._shared, self._names, starts=starts, rows=len(total))
+                obstacle = plan.obstacle
+                if obstacle is None:
+                    result = LayerGradients("grouped", parts, losses.private, len(self._shared))
+                    plan.take(graph.cut, total, keep=losses.again or result.way not in self._verified)
+                    return result
+        if self._route == "grouped":
+            raise RouteRefusedError(f"route='grouped' can't be taken: {obstacle}. Say route='auto'.")
+        return None
+
+    def _by_task(self, graph: Graph, losses: Backwards, chosen: Sequence[int]) -> LayerGradients:
+        """By one backward for each task, or for each chunk of them."""
+        if self._route == "batched" and graph.cut is None:
+            raise RouteRefusedError(
+                "route='batched' can't be taken: the losses do not meet in one representation. Say route='auto'."
+            )
+        parts = self._divide(graph, losses, chosen, grouped=False)
+        # Of few measured parameters there is little to be batched.
+        batches = self._route == "auto" and len(chosen) == len(self._shared) and batches_well(graph)
+        batched = bool(parts) and (self._route == "batched" or batches)  # none where no loss reaches what is shared
+        result = LayerGradients("batched" if batched else "ghost", parts, losses.private, len(self._shared))
+        keep = result.way not in self._verified
+        asked = [tensor for part in parts for tensor in part.asked]
+        start, tasks = 0, len(losses)
+        while start < tasks:
+            if batched:
+                chunk, grads = losses.chunk(start, self._chunk, asked, keep=keep)
+            else:
+                chunk = slice(start, start + 1)
+                one = losses.one(start, asked, retain=keep or chunk.stop < tasks)
+                grads = [None if grad is None else grad[None] for grad in one]
+            for part in parts:
+                part.add(chunk, grads[: len(part.asked)])
+                grads = grads[len(part.asked) :]
+            start = chunk.stop
+        return result
+
+    def _divide(self, graph: Graph, losses: Backwards, chosen: Sequence[int], *, grouped: bool) -> list[Part]:
+        tasks, rough = len(losses), self._rough
+        return divide(graph, self._shared, self._groups, tasks=tasks, chosen=chosen, grouped=grouped, rough=rough)

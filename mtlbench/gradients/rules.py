@@ -1,0 +1,137 @@
+"""Gradients of parameters from some rows of an operation's result alone, for operations that go row by row."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtlbench.gradients.choice import factor_of, kind, product_of
+from mtlbench.gradients.graph import Graph, Use
+
+LAYER_NORM, BATCH_NORM, CONVOLUTION = "NativeLayerNormBackward0", "NativeBatchNormBackward0", "ConvolutionBackward0"
+
+
+class Rule(ABC):
+    """One use of a parameter.
+
+    Attributes:
+        node: of the operation.
+        length: its rows.
+    """
+
+    node: Any
+    length: int
+
+    @abstractmethod
+    def of_rows(self, grad: Tensor, start: int, stop: int) -> Tensor:
+        """The gradient of the parameter from rows `start` to `stop` of the gradient (N, ...) of the result."""
+
+    def write(self, rows: Tensor, grad: Tensor, bounds: Sequence[tuple[int, int]], *, again: bool) -> None:
+        """Writes each task's gradient to its row, or adds it where the parameter is read once more."""
+        for task, (start, stop) in enumerate(bounds):
+            part = self.of_rows(grad, start, stop)
+            rows[task] = rows[task] + part if again else part
+
+
+@dataclass(frozen=True)
+class Weight(Rule):
+    """Of a product x W' or x W."""
+
+    node: Any
+    length: int
+    x: Tensor
+    out_in: bool
+
+    def of_rows(self, grad: Tensor, start: int, stop: int) -> Tensor:
+        one, other = grad[start:stop], self.x[start:stop]
+        return one.T @ other if self.out_in else other.T @ one
+
+    def write(self, rows: Tensor, grad: Tensor, bounds: Sequence[tuple[int, int]], *, again: bool) -> None:
+        for task, (start, stop) in enumerate(bounds):  # in place: these are the large ones
+            one, other = grad[start:stop], self.x[start:stop]
+            one, other = (one, other) if self.out_in else (other, one)
+            rows[task].addmm_(one.T, other, beta=int(again))
+
+
+@dataclass(frozen=True)
+class Bias(Rule):
+    """What is added to a product or, channel by channel, to a convolution or a BatchNorm's result."""
+
+    node: Any
+    length: int
+
+    def of_rows(self, grad: Tensor, start: int, stop: int) -> Tensor:
+        part = grad[start:stop]
+        return part.sum([d for d in range(grad.ndim) if d != 1])
+
+
+@dataclass(frozen=True)
+class Scale(Rule):
+    """Weight or bias of a normalisation over the last dimensions, and the weight of a BatchNorm in evaluation."""
+
+    node: Any
+    length: int
+    weight: tuple[Tensor, Tensor, Tensor] | None  # input, means, reciprocal deviations, in rows; None for the bias
+    kept: tuple[int, ...]  # dimensions of the parameter
+
+    def of_rows(self, grad: Tensor, start: int, stop: int) -> Tensor:
+        part = grad[start:stop]
+        if self.weight is not None:
+            x, mean, scale = (tensor[start:stop] for tensor in self.weight)
+            part = (x - mean).mul_(scale).mul_(part)
+        others = [d for d in range(grad.ndim) if d not in self.kept]
+        return part.sum(others)
+
+
+@dataclass(frozen=True)
+class Kernel(Rule):
+    """A convolution's weight."""
+
+    node: Any
+    length: int
+    x: Tensor
+    weight: Tensor
+    settings: tuple[Any, ...]
+
+    def of_rows(self, grad: Tensor, start: int, stop: int) -> Tensor:
+        found: Tensor = torch.ops.aten.convolution_backward(
+            grad[start:stop], self.x[start:stop], self.weight, None, *self.settings, [False, True, False]
+        )[1]
+        return found
+
+
+def rule_of(graph: Graph, use: Use) -> Rule | None:
+    """The rule for a use of a parameter; None where the operation is none that goes row by row."""
+    node, name, slot = use.node, kind(use.node), use.slot
+    product = product_of(graph, use)
+    if product is not None:
+        x = factor_of(product[0])
+        return Weight(product[0], len(x), x, product[1])
+    if name == "AddmmBackward0" and slot == 0 and node._saved_beta == 1:
+        return Bias(node, node._input_metadata[0].shape[0])
+    if (name == CONVOLUTION and slot == 2) or (name == BATCH_NORM and slot == 2):
+        return Bias(node, len(node._saved_input))
+    if name == CONVOLUTION:
+        x, weight = node._saved_input.detach(), node._saved_weight.detach()
+        names = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
+        return Kernel(node, len(x), x, weight, tuple(getattr(node, f"_saved_{each}") for each in names))
+    if name not in (LAYER_NORM, BATCH_NORM):
+        return None
+    x = node._saved_input.detach()
+    if name == BATCH_NORM:
+        shape = [1, -1, *[1] * (x.ndim - 2)]
+        scale = (node._saved_running_var + node._saved_eps).rsqrt()
+        mean, scale = (each.view(shape).expand_as(x) for each in (node._saved_running_mean, scale))
+        return Scale(node, len(x), (x, mean, scale), (1,))
+    weight = (x, node._saved_result1, node._saved_result2) if slot == 1 else None
+    return Scale(node, len(x), weight, tuple(range(x.ndim - len(node._saved_normalized_shape), x.ndim)))
+
+
+def mixes_rows(node: Any) -> bool:
+    """Whether a normalisation takes its statistics from the batch."""
+    return "BatchNorm" in kind(node) and not (kind(node) == BATCH_NORM and not node._saved_training)

@@ -1,0 +1,90 @@
+"""Checks what a route found against gradients taken loss by loss, the first time that it goes a way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mtlbench.gradients.layers import LayerGradients
+
+
+def verify(
+    grads: LayerGradients,
+    losses: Sequence[Tensor],
+    factor: float,
+    shared: Sequence[nn.Parameter],
+    *,
+    names: Sequence[str],
+    tasks: Sequence[str],
+    rough: bool,
+) -> None:
+    """Compares rows, and the products of their sums, in every part; one row is there at a time.
+
+    Args:
+        grads: what the route found.
+        losses: of the active tasks; their graph must be alive.
+        factor: on the losses.
+        shared: parameters.
+        names: of the parameters.
+        tasks: names of the active tasks.
+        rough: the inner products are approximate, and not compared.
+
+    Raises:
+        RuntimeError: naming task and parameter where the two differ.
+    """
+    dtype = shared[0].dtype
+    # Of the numbers compared: sums in another order differ by less, products in TF32 or bfloat16 by more.
+    rounded = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    coarse = 0.03 if rounded else 3 * torch.finfo(dtype).eps ** 0.5
+    fine = coarse / 1000  # of the whole row, for parameters whose gradients are rounding errors alone
+    taken = [index for part in grads.parts for index in part.indices]
+    signs = torch.randn(len(losses), generator=torch.Generator().manual_seed(0)).tolist()
+    sums: dict[int, Tensor] = {}
+    sizes: dict[int, float] = dict.fromkeys(taken, 0.0)
+    whole = 0.0
+    for position, (loss, sign) in enumerate(zip(losses, signs, strict=True)):
+        straight = _rows(loss, [shared[index] for index in taken], factor)
+        one_hot = torch.zeros(max(part.group for part in grads.parts) + 1, len(losses), dtype=dtype)
+        one_hot[:, position] = 1
+        found = grads.combine(one_hot.to(shared[0].device))
+        norms = [float(row.double().norm()) for row in straight]
+        total = sum(norm**2 for norm in norms) ** 0.5
+        whole += abs(sign) * total
+        for index, row, norm in zip(taken, straight, norms, strict=True):
+            other = found[index]
+            assert other is not None
+            gap = float((other - row).double().norm())
+            if gap > coarse * norm + fine * total:
+                raise RuntimeError(
+                    f"route={grads.route!r}: the gradient of task {tasks[position]!r} at {names[index]} differs by "
+                    f"{gap / norm if norm else torch.inf:.1e} of its norm from the one that is taken by itself. Say "
+                    "route='sequential', and report what is special about that layer."
+                )
+            sums[index] = row * sign + sums.get(index, 0.0)
+            sizes[index] += abs(sign) * norm
+    vector = torch.tensor(signs, dtype=torch.float64)
+    for part in [] if rough else grads.parts:
+        products = torch.stack([product.double().cpu() for product in part.products()]).sum(0)
+        straight_square = sum(float(sums[index].double().square().sum()) for index in part.indices)
+        size = sum(sizes[index] for index in part.indices)
+        gap = abs(float(vector @ products @ vector) - straight_square)
+        if gap > coarse * size**2 + fine * whole**2:
+            share = gap / size**2 if size else torch.inf
+            raise RuntimeError(
+                f"route={grads.route!r}: inner products of the tasks' gradients at {names[part.indices[0]]} differ by "
+                f"{share:.1e} of their size from those of gradients taken by themselves. Say route='sequential', and "
+                "report what is special about that layer."
+            )
+
+
+def _rows(loss: Tensor, parameters: Sequence[nn.Parameter], factor: float) -> Sequence[Tensor]:
+    return torch.autograd.grad(
+        loss,
+        parameters,
+        torch.full_like(loss, factor),
+        retain_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
+    )

@@ -1,0 +1,66 @@
+"""Writes the gradients of a step to `.grad`, and refuses numbers that are not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mtlbench.gradients.ranks import Ranks
+
+
+def write_private(
+    private: Sequence[nn.Parameter], rows: Sequence[dict[int, Tensor]], factors: Sequence[float] | None, ranks: Ranks
+) -> None:
+    """Each private parameter's gradient: the sum over the tasks that reach it, in fact one.
+
+    Args:
+        private: the parameters.
+        rows: for each task this rank's part of its gradients of them, by index.
+        factors: of the tasks; None for 1.
+        ranks: those that train together.
+    """
+    sums: list[Tensor | None] = [None] * len(private)
+    for row, factor in zip(rows, factors or [1.0] * len(rows), strict=True):
+        for index, grad in row.items():
+            grad = grad if factor == 1.0 else grad * factor
+            old = sums[index]
+            sums[index] = grad if old is None else old + grad
+    write(private, ranks.sum_found(sums, private))
+
+
+def write(parameters: Sequence[nn.Parameter], grads: Sequence[Tensor | None]) -> None:
+    """Replaces `.grad`, None included."""
+    for parameter, grad in zip(parameters, grads, strict=True):
+        parameter.grad = grad
+
+
+def norm(grads: Sequence[Tensor | None]) -> float:
+    """Of all of them as one vector."""
+    return float(torch.stack([g.norm() for g in grads if g is not None]).norm())
+
+
+def ratio(target: float, size: float) -> float:
+    """What rescales the norm `size` to `target`; a zero direction stays zero."""
+    return target / size if size > 0 else 1.0
+
+
+def refuse_non_finite(what: str, bad: Tensor, *, tasks: Sequence[str], step: int) -> None:
+    """Says where numbers were not finite.
+
+    Args:
+        what: loss or gradient.
+        bad: (W, T) of which rank and task.
+        tasks: names.
+        step: number.
+
+    Raises:
+        FloatingPointError: always.
+    """
+    names = ", ".join(name for name, found in zip(tasks, bad.any(0).tolist(), strict=True) if found)
+    where = f" on rank {', '.join(map(str, bad.any(1).nonzero().flatten().tolist()))}" if len(bad) > 1 else ""
+    raise FloatingPointError(
+        f"Non-finite {what} of task {names} at step {step}{where}. Look at that step's data, lower the "
+        "learning rate, or clip gradients."
+    )
