@@ -43,6 +43,7 @@ NUMBERS: dict[str, tuple[type, float | None, bool]] = {
     "trainer.overfit_batches": (float, 0, True),
     "trainer.num_sanity_val_steps": (int, -1, True),
     "trainer.num_nodes": (int, 1, False),
+    "trainer.timeout": (float, 1, False),
     "optimizer.lr": (float, 0, False),
     "optimizer.weight_decay": (float, 0, False),
     "scheduler.warmup": (float, 0, False),
@@ -50,6 +51,8 @@ NUMBERS: dict[str, tuple[type, float | None, bool]] = {
     "layer_lr_decay": (float, 0, False),
     "encoder.dropout": (float, 0, True),
     "threads": (int, 1, True),
+    "engine.chunk": (int, 1, True),
+    "engine.refresh": (int, 1, False),
     "mixing.steps_per_epoch": (int, 1, True),
     "mixing.group_steps": (int, 1, False),
     "mixing.bucket": (int, 1, False),
@@ -68,6 +71,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "engine.heads": ("raw", "weighted"),
     "engine.normalize": ("none", "match_equal"),
     "engine.measure": ("parameters", "last_layer", "features"),
+    "engine.products": ("exact", "bfloat16"),
+    "engine.route": ("auto", "sequential", "ghost", "batched", "grouped"),
     "selection.mode": ("max", "min"),
     "trainer.gradient_clip_algorithm": ("norm", "value"),
 }
@@ -225,20 +230,7 @@ def _datasets(cfg: DictConfig) -> None:
 
 
 def _combinations(cfg: DictConfig) -> None:
-    devices = OmegaConf.select(cfg, "trainer.devices")
-    if not (devices in (1, "1") or (isinstance(devices, ListConfig) and len(devices) == 1)):
-        raise ConfigError(
-            f"trainer.devices={devices}: training on several devices is not there yet; the engine balances over "
-            "ranks, but data, evaluation and after_step see one rank alone. Use trainer.devices=1."
-        )
-    if OmegaConf.select(cfg, "trainer.num_nodes") not in (None, 1):
-        raise ConfigError("trainer.num_nodes: training on several nodes is not there yet. Use trainer.num_nodes=1.")
-    strategy = OmegaConf.select(cfg, "trainer.strategy")
-    if strategy not in (None, "auto", "single_device"):
-        raise ConfigError(
-            f"trainer.strategy={strategy}: only auto is there yet; other strategies run their "
-            "own backward pass, past the balancer."
-        )
+    _devices(cfg)
     sharing, balancer = (str(OmegaConf.select(cfg, f"{group}._target_")) for group in ("sharing", "balancer"))
     if sharing.endswith(".Independent") and not balancer.endswith(".Equal"):
         raise ConfigError(
@@ -247,6 +239,38 @@ def _combinations(cfg: DictConfig) -> None:
         )
     if OmegaConf.select(cfg, "engine.measure") == "features":
         _features(cfg, sharing)
+
+
+def _devices(cfg: DictConfig) -> None:
+    """Which devices there are is known later; here, whether a choice of some is one that the engine can work on."""
+    devices = OmegaConf.select(cfg, "trainer.devices")
+    some = list(devices) if isinstance(devices, ListConfig) else str(devices).strip(",").split(",")
+    all_of_them = devices in ("auto", -1, "-1")
+    if not all_of_them and not (some and all(str(index).strip().isdigit() for index in some)):
+        raise ConfigError(f"trainer.devices={devices}: expected a number, a list such as [0,2], or auto for all.")
+    if len(set(map(str, some))) < len(some) or devices in (0, "0"):
+        raise ConfigError(f"trainer.devices={devices}: expected at least one device, each once.")
+    strategy = OmegaConf.select(cfg, "trainer.strategy")
+    if strategy in ("auto", "ddp"):
+        pass
+    elif any(word in str(strategy).lower() for word in ("fsdp", "deepspeed", "model_parallel", "modelparallel")):
+        raise ConfigError(
+            f"trainer.strategy={strategy}: it shards the parameters, and gradients of single tasks are of whole ones. "
+            "Use trainer.strategy=ddp; a large encoder fits with trainer.precision=bf16-mixed, "
+            "encoder.gradient_checkpointing=true or encoder.lora."
+        )
+    else:
+        raise ConfigError(
+            f"trainer.strategy={strategy}: expected auto or ddp. mtlbench starts a process for each device by itself, "
+            "and the engine exchanges gradients, so that what other strategies are for does not come up."
+        )
+    if OmegaConf.select(cfg, "trainer.sync_batchnorm"):
+        raise ConfigError(
+            "trainer.sync_batchnorm=true: it exchanges numbers within each task's backward, and a device without "
+            "labels of a task has none. Leave it out: running statistics are averaged over the devices at every step."
+        )
+    if OmegaConf.select(cfg, "trainer.use_distributed_sampler") is not None:
+        raise ConfigError("trainer.use_distributed_sampler: the loader gives each device its part. Leave it out.")
 
 
 def _features(cfg: DictConfig, sharing: str) -> None:

@@ -22,6 +22,7 @@ COMMANDS = {
     "report": "compare finished runs: a table here, CSV and HTML files beside them",
     "data": "data show BENCHMARK: its datasets' rows, lengths, labels, overlaps and examples",
     "list": "show what there is: balancers, encoders, sharings, benchmarks, mixings, experiments",
+    "audit": "audit KEY=VALUE ...: what each task's loss reaches in a configured model, and what is wrong with that",
     "doctor": "check the installation, and say what to do about what is wrong",
 }
 EXAMPLES = """\
@@ -62,7 +63,7 @@ def _dispatch(arguments: list[str]) -> int:
         return _unknown("command", arguments[0], COMMANDS)
     parser = _parser()
     args, more = parser.parse_known_args(arguments)
-    if args.command == "data":  # argparse takes no overrides behind an option
+    if args.command in ("data", "audit"):  # argparse takes no overrides behind an option
         args.overrides += [word for word in more if not word.startswith("-")]
         more = [word for word in more if word.startswith("-")]
     if more:
@@ -73,6 +74,10 @@ def _dispatch(arguments: list[str]) -> int:
         from mtlbench.launch.show import show
 
         return show(args.benchmark, args.overrides, config_dir=args.config_dir)
+    if args.command == "audit":
+        from mtlbench.launch.audit import audit
+
+        return audit(args.overrides, config_dir=args.config_dir)
     if args.command == "list":
         return _list(args.kind, config_dir=args.config_dir)
     if args.command in ("evaluate", "predict", "export"):
@@ -116,8 +121,11 @@ def _parser() -> argparse.ArgumentParser:
     actions = added["data"].add_subparsers(dest="action", required=True, metavar="action")
     shown = actions.add_parser("show", help=COMMANDS["data"].partition(": ")[2], description=COMMANDS["data"])
     shown.add_argument("benchmark", metavar="BENCHMARK", help="a name that `mtlbench list benchmarks` shows")
-    shown.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the configuration, as for train")
-    shown.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder of your own configs, as for train")
+    for command in (shown, added["audit"]):
+        command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the configuration, as for train")
+        command.add_argument(
+            "--config-dir", type=Path, metavar="DIR", help="a folder of your own configs, as for train"
+        )
     added["list"].add_argument(
         "kind", nargs="?", help="balancers, encoders, sharings, benchmarks, mixings, experiments"
     )
@@ -134,7 +142,7 @@ def _complete(arguments: list[str]) -> int:
         if len(words) < 2 or words[0] == "list":
             print("\n".join(COMMANDS if len(words) < 2 else KINDS))
             return 0
-        if words[0] != "train":
+        if words[0] not in ("train", "audit"):
             return 0  # the shell then offers files
         os.environ["COMP_LINE"] = " ".join([program, *words[1:]])
     return train(arguments)

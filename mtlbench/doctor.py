@@ -88,6 +88,22 @@ def devices() -> Iterator[Check]:
         yield Check(name="cuda", status="ok", found="none: this torch is built for the CPU")
     if torch.backends.mps.is_available():
         yield Check(name="mps", status="ok", found="available: trainer.accelerator=mps")
+    yield _several(torch)
+
+
+def _several(torch: Any) -> Check:
+    """What processes of one run could exchange gradients by."""
+    name, number = "several devices", torch.cuda.device_count()
+    if not torch.distributed.is_available():
+        return Check(
+            name=name, status="warn", found="torch has no torch.distributed", advice="install another torch for them"
+        )
+    there = [backend for backend in ("gloo", "nccl") if torch.distributed.is_backend_available(backend)]
+    missing = [backend for backend in ("gloo", *(["nccl"] if number > 1 else [])) if backend not in there]
+    if missing:
+        return Check(name=name, status="warn", found=f"no {' and no '.join(missing)}", advice="install another torch")
+    advice = f"trainer.devices={number}" if number > 1 else "trainer.devices=2 trainer.accelerator=cpu tries them out"
+    return Check(name=name, status="ok", found=f"by {', '.join(there)}", advice=advice)
 
 
 def _precision(torch: Any, *, device: str, half: str) -> Check:

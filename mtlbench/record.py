@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,34 @@ import mtlbench
 PACKAGES = ("torch", "lightning", "transformers", "hydra-core", "torchmetrics", "numpy")
 # What may differ between two starts of the same run.
 _ELSEWHERE = ("resume", "method", "logger", "threads")
-_ELSEWHERE_IN = {"data": ("dir", "num_workers"), "trainer": ("enable_progress_bar", "log_every_n_steps")}
+_ELSEWHERE_IN = {"data": ("dir", "num_workers"), "trainer": ("enable_progress_bar", "log_every_n_steps", "timeout")}
 
 
 def config_hash(cfg: Mapping[str, Any]) -> str:
     """Identifies what a run computes, whatever the place and the loggers."""
+    return hashlib.sha256(json.dumps(_kept(cfg), sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What makes two configurations' hashes differ, a line for each key."""
+    old, new = dict(_flat(_kept(before))), dict(_flat(_kept(now)))
+    keys = [key for key in old | new if old.get(key, "absent") != new.get(key, "absent")]
+    return [f"{key} was {old.get(key, 'absent')} and is {new.get(key, 'absent')}" for key in keys]
+
+
+def _kept(cfg: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in cfg.items() if key not in _ELSEWHERE}
     for group, names in _ELSEWHERE_IN.items():
         kept[group] = {key: value for key, value in kept.get(group, {}).items() if key not in names}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return kept
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def versions() -> dict[str, str]:

@@ -61,6 +61,25 @@ def test_a_gpu_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any(check.name == "cuda:0" and "GPU 0" in check.found for check in doctor.devices())
 
 
+@pytest.mark.parametrize(
+    ("backends", "devices", "status", "expected"),
+    [
+        (["gloo"], 0, "ok", "trainer.devices=2 trainer.accelerator=cpu"),
+        (["gloo", "nccl"], 4, "ok", "trainer.devices=4"),
+        (["gloo"], 4, "warn", "no nccl"),
+        ([], 0, "warn", "no gloo"),
+    ],
+)
+def test_several_devices(
+    backends: list[str], devices: int, status: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: devices)
+    monkeypatch.setattr("torch.distributed.is_backend_available", backends.__contains__)
+    (found,) = (check for check in doctor.devices() if check.name == "several devices")
+    assert found.status == status
+    assert expected in f"{found.found} {found.advice}"
+
+
 def test_data_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = statuses(doctor.data)
     assert found["data directory"] == "ok"

@@ -75,9 +75,9 @@ def test_metrics_are_of_masked_tokens_alone_and_the_trivial_one_says_the_most_fr
     split = Split({"x": torch.zeros(3, 4)}, targets={"mlm": TARGETS.flatten().view(3, 4)})
     evaluation = Evaluation({"mlm": task()}, {"d": split}, {}, split="val")
     assert evaluation.trivial == {"mlm": pytest.approx(3 / 5)}  # 5, which stands three times in training
-    evaluation.update({"mlm": found[:2]}, {"mlm": TARGETS[:1]}, keep=True)
-    evaluation.update({"mlm": found[2:2]}, {"mlm": TARGETS[1:2]}, keep=True)
-    evaluation.update({"mlm": found[2:]}, {"mlm": TARGETS[2:]}, keep=True)
+    evaluation.update({"mlm": found[:2]}, {"mlm": TARGETS[:1]}, rows=torch.tensor([0]))
+    evaluation.update({"mlm": found[2:2]}, {"mlm": TARGETS[1:2]}, rows=torch.tensor([1]))
+    evaluation.update({"mlm": found[2:]}, {"mlm": TARGETS[2:]}, rows=torch.tensor([2]))
     values, wanted = evaluation.compute(), TARGETS[TARGETS != IGNORE]
     accuracy = (found.argmax(-1) == wanted).float().mean().item()
     assert values["mlm/token_accuracy"] == pytest.approx(accuracy)

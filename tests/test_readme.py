@@ -62,6 +62,13 @@ def test_the_engine_in_your_own_loop(tmp_path: Path) -> None:
     assert printed.startswith("tensor([[")
 
 
+def test_several_devices(tmp_path: Path) -> None:
+    (command,) = [block for block in section("Several devices") if block[0] == "bash"]
+    execute([command], tmp_path)
+    (record,) = (tmp_path / "runs").glob("multidigits/*_pcgrad_seed=0/summary.json")
+    assert '"ranks": 2' in record.read_text()
+
+
 @pytest.mark.slow
 def test_from_python(tmp_path: Path) -> None:
     (python,) = [block for block in section("Training and sweeping") if block[0] == "python"]

@@ -108,7 +108,7 @@ def test_predicting_a_constant_scores_0_and_the_truth_1(name: str) -> None:
     assert evaluate.trivial["t"] == 0
     for output, score in ((torch.full((4,), 0.3), 0.0), (task.encode(targets).nan_to_num(9.0), 1.0)):
         evaluate.reset(torch.device("cpu"))
-        evaluate.update({"t": output}, {"t": targets}, keep=False)
+        evaluate.update({"t": output}, {"t": targets}, rows=torch.arange(4))
         assert evaluate.compute()["score"] == pytest.approx(score, abs=1e-5)
 
 

@@ -118,7 +118,7 @@ def test_scores() -> None:
     evaluate = evaluation(targets, torch.tensor([0, 0, 1]))
     for predictions, score in (([0, 0, 0, 0, 0], 0.0), ([0, 0, 1, 1, 1], 1.0), ([1, 1, 0, 0, 0], -2 / 3)):
         evaluate.reset(torch.device("cpu"))
-        evaluate.update({"t": F.one_hot(torch.tensor(predictions), 2).float()}, {"t": targets}, keep=True)
+        evaluate.update({"t": F.one_hot(torch.tensor(predictions), 2).float()}, {"t": targets}, rows=torch.arange(5))
         values = evaluate.compute()
         assert values["score"] == pytest.approx(score)  # (accuracy - 2/5) / (1 - 2/5)
     rows = evaluate.rows()

@@ -22,7 +22,7 @@ _HOMES = {
     "mixing": ("mtlbench.data.",),
     "balancer": ("mtlbench.balancing.",),
     "optimizer": ("torch.optim.",),
-    "trainer": ("lightning.pytorch.trainer.", "lightning.pytorch.Trainer"),
+    "trainer": ("mtlbench.lit.devices", "lightning.pytorch.trainer.", "lightning.pytorch.Trainer"),
 }
 EVERYTHING = tuple(_HOMES)
 NETWORK = ("encoder", "sharing")

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from mtlbench.fit import test
 from mtlbench.inference.config import EVERYTHING, check_code, read_config
 from mtlbench.results.records import read_summary
-from mtlbench.train import test
 
 TOLERANCE = 1e-6
 

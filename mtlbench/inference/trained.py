@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from mtlbench.assembly import head_options, make_network
 from mtlbench.data.names import nearest
 from mtlbench.data.span_targets import Context, find_contexts
 from mtlbench.data.tables import InputSpec
@@ -25,7 +26,6 @@ from mtlbench.models.multitask import MultiTaskModel
 from mtlbench.models.sharing.hard import Hard
 from mtlbench.saved import load_weights, read
 from mtlbench.tasks import TASK_TYPES, Span, Task
-from mtlbench.train import head_options, make_network
 
 log = logging.getLogger(__name__)
 

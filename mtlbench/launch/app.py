@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mtlbench import processes
 from mtlbench.check import ConfigError
 from mtlbench.confdir import conf_dir
 from mtlbench.launch.callbacks import Refused, failures
@@ -48,6 +49,9 @@ def job(cfg: DictConfig) -> float:
     """
     context = HydraConfig.get()
     run_dir = Path(context.runtime.output_dir)
+    place = processes.place()
+    if place is not None and place.rank > 0:
+        _only_warnings(place.rank)
     try:
         check_job(cfg, context=context)  # again, for sweepers other than the basic one choose jobs as they go
         from mtlbench.train import train
@@ -69,8 +73,20 @@ def job(cfg: DictConfig) -> float:
         raise JobError(f"The run left by sys.exit({error.code}).") from error
 
 
+def _only_warnings(rank: int) -> None:
+    """Of a process that torchrun or srun has started beside the first, which prints and logs for all."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"rank {rank}: %(message)s"))
+    handler.setLevel(logging.WARNING)
+    for logger in (logging.getLogger(), traceback_log):
+        logger.handlers = [handler]
+
+
 def train(arguments: list[str]) -> int:
     """Runs the Hydra app on the command line's arguments and returns the exit status."""
+    place = processes.place()
+    if place is not None and place.rank > 0:
+        arguments = [*arguments, "hydra.output_subdir=null"]  # the first process writes .hydra
     # Hydra reads the command line from sys.argv. With this variable it hands its exceptions on instead of printing
     # them and leaving with status 1, so that every error is explained in one place.
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"

@@ -12,6 +12,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from mtlbench import processes
 from mtlbench.launch.compose import check_job, overrides, without_hydra
 from mtlbench.launch.errors import CONFIG_ERRORS, explain
 
@@ -50,13 +51,26 @@ class Guard(Callback):
             check_job(without_hydra(config), context=config.hydra)
         except CONFIG_ERRORS as error:
             raise Refused(explain(error)) from error
+        place = processes.place()
+        named = any(line.startswith("hydra.run.dir=") for line in overrides(config.hydra, of="hydra"))
+        if place is not None and not named:
+            raise Refused(
+                f"{place.started_by} has started {place.size} processes, and each would name a run directory by its "
+                "own time of day. Say hydra.run.dir=FOLDER; the same command then goes on with what is there."
+            )
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Composes and checks every job.
 
         Raises:
-            Refused: naming the first job that cannot run.
+            Refused: naming the first job that cannot run; or this is one process of several, which would all sweep.
         """
+        place = processes.place()
+        if place is not None:
+            raise Refused(
+                f"{place.started_by} has started {place.size} processes, and a sweep starts those of its jobs by "
+                "itself. Run it without, or its jobs one by one with hydra.run.dir=FOLDER."
+            )
         # Other sweepers choose their jobs while they go.
         if not config.hydra.sweeper._target_.endswith(".BasicSweeper"):
             return

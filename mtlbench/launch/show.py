@@ -24,17 +24,17 @@ def show(benchmark: str, overrides: Sequence[str], *, config_dir: Path | None = 
         config_dir: a folder of one's own configs beside those of mtlbench.
     """
     try:
-        cfg = _compose([f"benchmark={benchmark}", *overrides], config_dir=config_dir)
+        cfg = compose([f"benchmark={benchmark}", *overrides], config_dir=config_dir)
         check(cfg)
         if "datasets" not in cfg.benchmark:
             raise ValueError(f"{benchmark} has no data: it is a problem that is made by code.")
 
         from rich.console import Console
 
+        from mtlbench.assembly import load_data, load_sources
         from mtlbench.data.build import read_tables
         from mtlbench.data.describe import describe
         from mtlbench.data.names import choose, masked_datasets
-        from mtlbench.train import load_data, load_sources
 
         datasets = load_sources(cfg)
         nodes = choose(cfg.benchmark.tasks, None if cfg.tasks is None else list(cfg.tasks))
@@ -57,7 +57,8 @@ def show(benchmark: str, overrides: Sequence[str], *, config_dir: Path | None = 
     return 0
 
 
-def _compose(overrides: Sequence[str], *, config_dir: Path | None) -> DictConfig:
+def compose(overrides: Sequence[str], *, config_dir: Path | None) -> DictConfig:
+    """The configuration of a run with these overrides."""
     own = [] if config_dir is None else [f"hydra.searchpath=[file://{config_dir.resolve()}]"]
     GlobalHydra.instance().clear()  # of an earlier command in this process
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="data"):

@@ -22,7 +22,8 @@ from mtlbench.lit.module import MultiTaskModule
 class Recorder(Callback):
     """Writes `metrics.csv`, one row an epoch, and counts time and examples, those of each dataset epoch by epoch.
 
-    Its rows are in the checkpoint, so that a resumed run's file is that of an uninterrupted one.
+    Its rows are in the checkpoint, so that a resumed run's file is that of an uninterrupted one. On several ranks it
+    counts the examples of all, and times and writes those of the first.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -53,7 +54,7 @@ class Recorder(Callback):
         self._steps.append(now - self._step_start)
         self.seconds, self._mark = self.seconds + now - self._mark, now
         for one in batches_of(batch):
-            drawn = {dataset: len(next(iter(part["inputs"].values()))) for dataset, part in one.items()}
+            drawn = {dataset: part["drawn"] for dataset, part in one.items()}
             self.drawn.update(drawn)
             self.examples += sum(drawn.values())
 
@@ -66,6 +67,8 @@ class Recorder(Callback):
             logger.log_metrics(drawn, step=trainer.global_step)
         self.drawn.clear()
         self.rows.append(row | drawn | pl_module.means.row() | pl_module.val)
+        if not trainer.is_global_zero:
+            return
         columns = dict.fromkeys(key for row in self.rows for key in row)
         temporary = self.path.with_suffix(".tmp")
         with temporary.open("w", newline="", encoding="utf-8") as file:

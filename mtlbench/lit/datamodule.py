@@ -23,7 +23,9 @@ class MultiTaskDataModule(LightningDataModule):
         data: the benchmark in memory.
         tasks: what encodes the training targets for the losses.
         make_mixing: from (sizes, batch_size, seed, lengths) to a mixing.
-        batch_size: examples drawn from each dataset, as the mixing takes it.
+        batch_size: examples drawn from each dataset on each rank, as the mixing takes it.
+        ranks: how many train together. What a step draws is cut into so many parts, so that two ranks with half the
+            batch size each take the steps of one.
         eval_batch_size: examples of a batch in validation and test.
         seed: of the order of the examples.
         num_workers: loader processes; with data in memory, 0 is the quickest.
@@ -39,14 +41,17 @@ class MultiTaskDataModule(LightningDataModule):
         eval_batch_size: int,
         seed: int,
         num_workers: int,
+        ranks: int = 1,
     ) -> None:
         super().__init__()
         self.splits = data.splits
         encode = {task.name: task.encode for task in tasks}
         self.train = {name: split.encoded(encode) for name, split in data.splits["train"].items()}
         sizes = {name: len(split) for name, split in data.splits["train"].items()}
-        self.mixing = make_mixing(sizes=sizes, batch_size=batch_size, seed=seed, lengths=lengths(data.splits["train"]))
-        self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
+        self.mixing = make_mixing(
+            sizes=sizes, batch_size=batch_size * ranks, seed=seed, lengths=lengths(data.splits["train"])
+        )
+        self.eval_batch_size, self.num_workers, self.ranks = eval_batch_size, num_workers, ranks
         self.num_batches = 1  # a step
         self.maskings = [
             Masking(
@@ -83,10 +88,27 @@ class MultiTaskDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         plan = Plan(self.mixing, batches=self.num_batches)
-        return make_loader(Union(self.train), plan, num_workers=self.num_workers, maskings=self.maskings)
+        union = Union(self.train, rank=self._rank(), ranks=self.ranks)
+        return make_loader(union, plan, num_workers=self.num_workers, maskings=self.maskings)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return evaluation_loader(self.splits["val"], batch_size=self.eval_batch_size)
+        return self._evaluated("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return evaluation_loader(self.splits["test"], batch_size=self.eval_batch_size)
+        return self._evaluated("test")
+
+    def _evaluated(self, split: str) -> DataLoader[Any]:
+        return evaluation_loader(
+            self.splits[split], batch_size=self.eval_batch_size, rank=self._rank(), ranks=self.ranks
+        )
+
+    def _rank(self) -> int:
+        """This one's number.
+
+        Raises:
+            ValueError: another number of ranks trains than `ranks`.
+        """
+        rank, ranks = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        if ranks != self.ranks:
+            raise ValueError(f"The data module was made for ranks={self.ranks}, and {ranks} train. Make them agree.")
+        return rank

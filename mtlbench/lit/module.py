@@ -18,8 +18,11 @@ from mtlbench.balancing.base import Balancer
 from mtlbench.data.mixing import batches_of
 from mtlbench.data.tables import Split
 from mtlbench.gradients import BalanceRecord, GradientEngine
+from mtlbench.gradients.ranks import Ranks
+from mtlbench.lit.devices import average_statistics, check_strategy
 from mtlbench.lit.epoch import EpochMeans
 from mtlbench.lit.evaluation import Evaluation
+from mtlbench.lit.losses import InitialLosses, sums
 from mtlbench.lit.optim import build_optimizer, build_schedule, total_steps
 from mtlbench.models.multitask import MultiTaskModel
 from mtlbench.tasks import Task
@@ -47,7 +50,7 @@ class MultiTaskModule(LightningModule):
         splits: the benchmark's splits by name and dataset, for the trivial predictors.
         joint: metrics over several tasks: name to the tasks that must all be right.
         steps_per_epoch: batches of an epoch.
-        seed: seeds every step's random numbers (dropout), as a function of step and micro-batch.
+        seed: seeds every step's random numbers (dropout), as a function of rank, step and micro-batch.
         log_every_n_steps: how often step-level losses and weights go to the loggers.
         tokenizers: dataset -> what turns the token ids of generated texts into texts.
     """
@@ -87,10 +90,8 @@ class MultiTaskModule(LightningModule):
         }
         self.means = EpochMeans(list(self.tasks))
         self.val: dict[str, float] = {}  # of this epoch, empty where there was no validation
-        self.initial_losses: Tensor
-        initial = torch.full((len(tasks),), torch.nan if loss_scale == "initial" else 1.0, dtype=torch.float64)
-        self.register_buffer("initial_losses", initial)
-        self._scaled = loss_scale == "initial"
+        self._ranks = Ranks(None, device=torch.device("cpu"))
+        self.loss_scale = InitialLosses(list(self.tasks), self._ranks) if loss_scale == "initial" else None
         self._make_optimizer, self._schedule = optimizer, schedule
         self._rates: dict[str, Any] = {"head_lr": head_lr, "layer_lr_decay": layer_lr_decay}
         self._steps_per_epoch = steps_per_epoch // balancer.num_batches
@@ -110,13 +111,13 @@ class MultiTaskModule(LightningModule):
         if self.balancer.needs_after_step:
             self._micro_batches.append((batch, batch_idx))
         for index, one in enumerate(batches_of(batch)):
-            losses, counts = self._task_losses(one, batch_idx, index)
+            losses, counts = self.task_losses(one, batch_idx, index)
             self._losses.append(losses)
             self._counts.append(counts)
         # What reaches `backward`, scaled by the precision plugin; the losses themselves wait in the attribute.
         return torch.ones((), device=self.device)
 
-    def _task_losses(
+    def task_losses(
         self, batch: Batch, batch_idx: int, index: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor | float]]:
         self._seed_forward(batch_idx, index)
@@ -131,16 +132,7 @@ class MultiTaskModule(LightningModule):
             for name, targets in part["targets"].items():
                 if name in outputs:
                     losses[name], counts[name] = self.tasks[name].loss(outputs[name], targets)
-        if self._scaled:
-            losses = self._scale_by_initial(losses, counts)
-        return losses, counts
-
-    def _scale_by_initial(self, losses: dict[str, Tensor], counts: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
-        for index, name in enumerate(self.tasks):
-            if name in losses and counts[name] > 0 and self.initial_losses[index].isnan():
-                self.initial_losses[index] = losses[name].detach()
-        initial = dict(zip(self.tasks, self.initial_losses.tolist(), strict=True))
-        return {name: loss / initial[name] for name, loss in losses.items()}
+        return losses if self.loss_scale is None else self.loss_scale(losses, counts), counts
 
     def _seed_forward(self, batch_idx: int, index: int) -> None:
         """Random numbers of a forward are a function of seed, rank, step and batch: a restart repeats them."""
@@ -174,6 +166,8 @@ class MultiTaskModule(LightningModule):
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         finally:
             self._stepping = False
+        if self.trainer.world_size > 1:
+            average_statistics(self.model)
         record = self.record
         assert record is not None
         if record.status != "skipped":
@@ -195,20 +189,15 @@ class MultiTaskModule(LightningModule):
     def _losses_again(self) -> Tensor:
         """(T,) losses of the step's data after the update: same dropout masks and precision, buffers left alone."""
         buffers = [buffer.clone() for buffer in self.model.buffers()]
-        sums = torch.zeros(len(self.tasks), dtype=torch.float64)
-        counts = torch.zeros_like(sums)
-        index = {name: i for i, name in enumerate(self.tasks)}
+        total = torch.zeros(2, len(self.tasks), dtype=torch.float64)
         with self.trainer.precision_plugin.train_step_context():
             parts = [(i, k, one) for batch, i in self._micro_batches for k, one in enumerate(batches_of(batch))]
             for batch_idx, part, batch in parts:
-                losses, sizes = self._task_losses(batch, batch_idx, part)
-                for name, loss in losses.items():
-                    if sizes[name] > 0:
-                        sums[index[name]] += float(loss) * float(sizes[name])
-                        counts[index[name]] += float(sizes[name])
+                losses, counts = self.task_losses(batch, batch_idx, part)
+                total += sums(losses, counts, tasks=list(self.tasks), ranks=self._ranks)
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
-        return sums / counts
+        return total[0] / total[1]
 
     def _after_step(self, losses: Tensor) -> None:
         """Tells the balancer how the step's losses (T,) have changed."""
@@ -295,7 +284,7 @@ class MultiTaskModule(LightningModule):
                 if wanted.any():
                     inputs = {key: value[wanted] for key, value in part["inputs"].items()}
                     generated[name] = self.model.generate(inputs, name)
-            evaluation.update(outputs, part["targets"], keep=split == "test", rows=part["rows"], generated=generated)
+            evaluation.update(outputs, part["targets"], rows=part["rows"], generated=generated)
 
     def _hints(self, batch: Batch) -> dict[str, Tensor] | None:
         """The targets by task, for heads that are told them."""
@@ -331,17 +320,23 @@ class MultiTaskModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        if self.trainer.world_size > 1:
-            raise ValueError(
-                f"Training on {self.trainer.world_size} ranks is not there yet: the engine balances over them, but "
-                "data, evaluation and after_step see one rank alone. Use devices=1, num_nodes=1."
-            )
+        check_strategy(self.trainer)
         self.engine.step = self.trainer.global_step
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["ranks"] = self.trainer.world_size
         checkpoint["epoch_means"] = self.means.state_dict()
+        checkpoint["engine"] = self.engine.state_dict()
         checkpoint["stopped"] = sorted(self.stopped)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises ValueError where another number of ranks made the checkpoint."""
+        if checkpoint["ranks"] != self.trainer.world_size:
+            raise ValueError(
+                f"The checkpoint is of a run on {checkpoint['ranks']} ranks, and this one has "
+                f"{self.trainer.world_size}: each step would take another number of examples. Go on with as many "
+                "devices, or start anew in another run directory."
+            )
         self.means.load_state_dict(checkpoint["epoch_means"])
+        self.engine.load_state_dict(checkpoint["engine"])
         self.stopped = set(checkpoint["stopped"])

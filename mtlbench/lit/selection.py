@@ -109,11 +109,13 @@ def _callbacks(trainer: Trainer) -> list[Callback]:
 
 def quiet() -> None:
     """Silences advice of Lightning's that does not hold here: data are in memory, loggers are chosen in conf/."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.distributed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*isinstance.treespec, LeafSpec.*",  # a deprecation inside Lightning
+        ".*sync_dist=True.*",  # every rank has the values of all
         ".*number of training batches .* is smaller than the logging interval.*",
     ):
         warnings.filterwarnings("ignore", message=message)

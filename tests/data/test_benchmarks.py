@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from seqeval.metrics.sequence_labeling import get_entities
 from sklearn.datasets import load_digits
 
+from mtlbench.assembly import load_sources
 from mtlbench.data.benchmarks.multidigits import multidigits
 from mtlbench.data.build import Data, DatasetSource, build
 from mtlbench.data.mixing import Joint
@@ -19,7 +20,6 @@ from mtlbench.data.names import task_names
 from mtlbench.data.sources import SPLITS
 from mtlbench.data.tables import IGNORE
 from mtlbench.data.text import train_tokenizer
-from mtlbench.train import load_sources
 
 CONF = Path(__file__).parents[2] / "conf"
 NAMES = sorted(path.stem for path in (CONF / "benchmark").glob("*.yaml"))

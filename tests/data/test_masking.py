@@ -218,6 +218,19 @@ def test_masks_are_the_same_with_workers_and_after_a_restart(source, kind, hande
     assert got + masked(second) == expected
 
 
+def test_ranks_mask_their_parts_by_themselves(source):
+    data = make(source)
+    found = []
+    for rank in range(2):
+        one = train_loader(data, steps_per_epoch=5)
+        union = Union(data.splits["train"], rank=rank, ranks=2)
+        found.append(masked(make_loader(union, one.plan, num_workers=0, maskings=one.maskings)))
+    for (rows, _, labels), (others, _, more) in zip(*found, strict=True):
+        assert not set(rows) & set(others)
+        chosen, also = ([[label != IGNORE for label in row] for row in part] for part in (labels, more))
+        assert chosen != also
+
+
 # texts that other datasets have too
 
 

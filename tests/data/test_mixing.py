@@ -201,3 +201,33 @@ def test_lightning_resumes_after_an_epoch_that_was_cut_short(tmp_path, workers):
     after = fit(tmp_path / "resumed", workers=workers, resume=tmp_path / "stopped" / "step=2.ckpt", limit=2)
     assert before.given == whole[:2]
     assert after.given == whole[2:]
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ranks_share_out_each_step(ranks, workers):
+    """Their parts are the draw of one rank, without a row twice; who has none of a dataset does not see it."""
+    parts = [
+        make_loader(Union(union().splits, rank=rank, ranks=ranks), Plan(joint()), num_workers=workers)
+        for rank in range(ranks)
+    ]
+    steps = 0
+    for whole, *some in zip(epoch(joint(), 0), *parts, strict=True):
+        for name, rows in whole.items():
+            found = [batch[name]["rows"] for batch in some if name in batch]
+            assert sorted(torch.cat(found).tolist()) == sorted(rows.tolist())
+            assert len(found) == min(ranks, len(rows))
+            assert max(map(len, found)) - min(map(len, found)) <= 1
+            assert some[0][name]["drawn"] == len(rows)
+        steps += 1
+    assert steps == 4
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 7])
+def test_ranks_share_out_the_batches_of_an_evaluation(ranks):
+    whole = list(evaluation_loader(union().splits, batch_size=4))
+    parts = [list(evaluation_loader(union().splits, batch_size=4, rank=rank, ranks=ranks)) for rank in range(ranks)]
+    assert len({len(part) for part in parts}) == 1
+    found = [batch for turn in zip(*parts, strict=True) for batch in turn]
+    assert seen(found[: len(whole)]) == seen(whole)
+    assert not any(found[len(whole) :])

@@ -11,7 +11,9 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 
+from mtlbench.lit.devices import make_trainer
 from mtlbench.lit.module import MultiTaskModule
 from mtlbench.results.records import read_summary
 from mtlbench.train import train
@@ -47,8 +49,8 @@ def test_what_a_run_leaves_behind(run: Run) -> None:
 
 def test_the_score_is_0_for_the_trivial_predictor_and_1_for_a_perfect_one(run: Run) -> None:
     _, summary = run("a", "optimizer.lr=0", "trainer.max_epochs=1", "tasks=[left]")
+    from mtlbench.assembly import load_data
     from mtlbench.lit.evaluation import whole
-    from mtlbench.train import load_data
 
     data = load_data(config("tasks=[left]"))
     train_left, val_left = (whole(data.splits[split]["digits"])["left"] for split in ("train", "val"))
@@ -119,8 +121,11 @@ def test_a_finished_run_is_not_run_again_and_another_one_is_refused(run: Run, tm
     value = train(config("trainer.max_epochs=1"), run_dir=run_dir)
     assert value == first["selected"]["value"]
     assert read_summary(run_dir) == first
-    with pytest.raises(ValueError, match="another configuration"):
+    with pytest.raises(ValueError, match=r"another configuration: seed was 0 and is 1\. Choose"):
         train(config("trainer.max_epochs=1", "seed=1"), run_dir=run_dir)
+    # Two devices would take twice the batch.
+    with pytest.raises(ValueError, match=r"another configuration: trainer.devices was 1 and is 2\. Choose"):
+        train(config("trainer.max_epochs=1", "trainer.devices=2"), run_dir=run_dir)
 
 
 def test_early_stopping_and_loss_scale(run: Run) -> None:
@@ -206,8 +211,12 @@ def test_fast_dev_run_tries_everything_once(run: Run, balancer: str) -> None:
     assert "left/accuracy" in summary["test"]
 
 
-def test_several_ranks_are_refused() -> None:
+def test_other_strategies_are_refused() -> None:
     """Past the command line's own check too."""
-    module = SimpleNamespace(trainer=SimpleNamespace(world_size=2))
-    with pytest.raises(ValueError, match="2 ranks is not there yet"):
+    with pytest.raises(ValueError, match="strategy='fsdp': expected auto or ddp"):
+        make_trainer(strategy="fsdp")
+    with pytest.raises(ValueError, match="2 devices take as many processes, and this is one alone"):
+        make_trainer(devices=2, accelerator="cpu")
+    module = SimpleNamespace(trainer=SimpleNamespace(strategy=DDPStrategy()))
+    with pytest.raises(ValueError, match=r"DDPStrategy runs its own backward pass.*make_trainer"):
         MultiTaskModule.on_fit_start(module)  # type: ignore[arg-type]

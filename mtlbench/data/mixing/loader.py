@@ -70,10 +70,15 @@ class Union(Dataset[Any]):
     """Several datasets as one: an item is what a draw asks for, {dataset: {"inputs": ..., "targets": ...}}.
 
     For a list of draws the item is the list of theirs.
+
+    Args:
+        splits: dataset -> its rows.
+        rank, ranks: this rank has every so-manieth row of a draw, from its own number on. A dataset of which none is
+            left for it is left out; rank 0 has a row of each. `drawn` says how many rows all ranks have together.
     """
 
-    def __init__(self, splits: Mapping[str, Split]) -> None:
-        self.splits = dict(splits)
+    def __init__(self, splits: Mapping[str, Split], *, rank: int = 0, ranks: int = 1) -> None:
+        self.splits, self.rank, self.ranks = dict(splits), rank, ranks
 
     def __getitem__(self, draw: Draws) -> dict[str, Batch] | list[dict[str, Batch]]:
         if isinstance(draw, list):
@@ -81,7 +86,11 @@ class Union(Dataset[Any]):
         return self._batch(draw)
 
     def _batch(self, draw: Draw) -> dict[str, Batch]:
-        return {name: self.splits[name].batch(rows) for name, rows in draw.items()}
+        return {
+            name: {**self.splits[name].batch(rows[self.rank :: self.ranks]), "drawn": len(rows)}
+            for name, rows in draw.items()
+            if len(rows) > self.rank
+        }
 
 
 def lengths(splits: Mapping[str, Split]) -> dict[str, Tensor]:
@@ -108,14 +117,16 @@ class PlanLoader(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # A generator, hence lazy: Lightning makes the iterator before it sets the epoch, and workers begin at once.
-        plan = self.plan
+        plan, union = self.plan, self.dataset
+        assert isinstance(union, Union)
         if plan.handed == len(plan):
             plan.set_epoch(plan.epoch + 1)
         for batch in super().__iter__():
             for index, part in enumerate(batches_of(batch)):
                 draw = plan.handed * plan.batches + index
                 for masking in self.maskings:
-                    masking.mask(part, seed=plan.mixing.key("mask", masking.task, plan.epoch, draw))
+                    own = (union.rank,) if union.rank else ()
+                    masking.mask(part, seed=plan.mixing.key("mask", masking.task, plan.epoch, draw, *own))
             plan.handed += 1
             yield batch
 
@@ -146,11 +157,17 @@ def make_loader(union: Union, plan: Plan, *, num_workers: int, maskings: Sequenc
     return loader
 
 
-def evaluation_loader(splits: Mapping[str, Split], *, batch_size: int) -> DataLoader[Batch]:
-    """Every row once and in order, one dataset after another."""
-    draws: Sequence[Draw] = [
+def evaluation_loader(
+    splits: Mapping[str, Split], *, batch_size: int, rank: int = 0, ranks: int = 1
+) -> DataLoader[Batch]:
+    """Every row once and in order, one dataset after another; of several ranks each has every so-manieth batch.
+
+    All ranks have as many batches, the last of which may be empty.
+    """
+    draws: list[Draw] = [
         {name: rows} for name, split in splits.items() for rows in torch.split(torch.arange(len(split)), batch_size)
     ]
+    draws = [*draws, *([{}] * (-len(draws) % ranks))][rank::ranks]
     return DataLoader(Union(splits), sampler=draws, batch_size=None, generator=torch.Generator(), collate_fn=_as_it_is)
 
 

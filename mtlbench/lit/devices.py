@@ -1,0 +1,139 @@
+"""Lightning's Trainer on one device or several: one process each, between which the gradient engine does the sums."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import Tensor, nn
+
+from mtlbench import processes
+
+ENVIRONMENTS: dict[str, Any] = {
+    "mtlbench": LightningEnvironment,
+    "torchrun": TorchElasticEnvironment,
+    "srun": lambda: SLURMEnvironment(auto_requeue=False),
+}
+
+
+class EngineDDP(DDPStrategy):
+    """A copy of the model on each device, all equal to the bit after every step.
+
+    DDP without torch's DistributedDataParallel: the engine takes every gradient by `autograd.grad`, of which that
+    wrapper sees nothing. It would keep a second copy of the gradients, and send all buffers at every forward.
+
+    Args:
+        timeout: seconds that a rank waits for another.
+    """
+
+    def __init__(self, *, timeout: float) -> None:
+        super().__init__(timeout=datetime.timedelta(seconds=timeout))
+
+    def _configure_launcher(self) -> None:
+        """Nothing to launch: whoever started this process has started the others."""
+
+    def _get_process_group_backend(self) -> str:
+        # Small sums are of numbers on the CPU, wherever the model is.
+        return "gloo" if self.root_device.type == "cpu" else "cpu:gloo,cuda:nccl"
+
+    def configure_ddp(self) -> None:
+        """Checks, instead of wrapping the model, that all ranks start alike.
+
+        Raises:
+            RuntimeError: naming the ranks whose model differs from the first one's.
+        """
+        assert isinstance(self.model, nn.Module)
+        digests: list[Any] = [None] * self.world_size
+        dist.all_gather_object(digests, digest(self.model))
+        others = [str(rank) for rank, found in enumerate(digests) if found != digests[0]]
+        if others:
+            raise RuntimeError(
+                f"The model of rank {', '.join(others)} differs from that of rank 0 before the first step. All ranks "
+                "need the same data, configuration and versions: `mtlbench doctor` on each machine shows the latter."
+            )
+
+
+def make_trainer(
+    *, devices: Any = 1, num_nodes: int = 1, strategy: str = "auto", timeout: float = 1800, **arguments: Any
+) -> Trainer:
+    """Lightning's Trainer in this process, which is one of several where there are more devices than one.
+
+    Args:
+        devices, num_nodes: as of `Trainer`.
+        strategy: auto or ddp, which on several devices are the same.
+        timeout: seconds that a rank waits for another.
+        arguments: the others of `Trainer`.
+
+    Raises:
+        ValueError: another strategy, or the other processes were not started.
+    """
+    if strategy not in ("auto", "ddp"):
+        raise ValueError(f"strategy={strategy!r}: expected auto or ddp.")
+    place = processes.place()
+    if place is not None:
+        environment: ClusterEnvironment = ENVIRONMENTS[place.started_by]()
+        given = arguments.get("plugins") or []
+        plugins = [environment, *(given if isinstance(given, Sequence) else [given])]
+        arguments |= {"strategy": EngineDDP(timeout=timeout), "plugins": plugins}
+    # The loader gives each rank its part; Lightning's sampler would repeat examples.
+    trainer = Trainer(devices=devices, num_nodes=num_nodes, use_distributed_sampler=False, **arguments)
+    if place is None and trainer.world_size > 1:
+        raise ValueError(
+            f"{trainer.world_size} devices take as many processes, and this is one alone. mtlbench.train.train starts "
+            "them, as does torchrun."
+        )
+    return trainer
+
+
+def check_strategy(trainer: Trainer) -> None:
+    """Raises ValueError for a trainer of another strategy than one device's and `EngineDDP`."""
+    if not isinstance(trainer.strategy, (SingleDeviceStrategy, EngineDDP)):
+        raise ValueError(
+            f"{type(trainer.strategy).__name__} runs its own backward pass, past the balancer, or shards the "
+            "parameters. Make the trainer by mtlbench.lit.devices.make_trainer, with strategy=auto."
+        )
+
+
+def count(accelerator: str, devices: Any) -> int:
+    """How many devices of this machine `auto` or -1 means."""
+    trainer = Trainer(accelerator=accelerator, devices=devices, logger=False, enable_checkpointing=False)
+    return trainer.num_devices
+
+
+def average_statistics(model: nn.Module) -> None:
+    """Gives BatchNorm's running statistics the mean over the ranks, each of which has seen its part of the batch."""
+    found = [
+        buffer
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for buffer in (module.running_mean, module.running_var)
+        if buffer is not None
+    ]
+    if found:
+        flat = torch.cat([buffer.flatten() for buffer in found])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        for buffer, mean in zip(found, flat.split([buffer.numel() for buffer in found]), strict=True):
+            buffer.copy_(mean.view_as(buffer))
+
+
+def digest(model: nn.Module) -> str:
+    """Of all parameters and buffers: equal models have equal ones."""
+    found = hashlib.blake2b()
+    for name, value in model.state_dict().items():
+        found.update(name.encode())
+        if isinstance(value, Tensor):  # extra state is none
+            found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

@@ -1,0 +1,44 @@
+"""Task losses over all ranks, and their scaling by the first ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mtlbench.gradients.ranks import Ranks
+
+Losses = Mapping[str, Tensor]
+Counts = Mapping[str, Tensor | float]
+
+
+def sums(losses: Losses, counts: Counts, *, tasks: Sequence[str], ranks: Ranks) -> Tensor:
+    """(2, T) float64: count x loss of each task, and its count of labelled elements, over all ranks."""
+    found = torch.zeros(2, len(tasks), dtype=torch.float64)
+    for index, name in enumerate(tasks):
+        if name in losses and counts[name] > 0:
+            count = float(counts[name])
+            found[0, index], found[1, index] = float(losses[name].detach()) * count, count
+    return ranks.sum(found)
+
+
+class InitialLosses(nn.Module):
+    """Divides each task's loss by the first one that it had, over all ranks."""
+
+    initial: Tensor
+
+    def __init__(self, tasks: Sequence[str], ranks: Ranks) -> None:
+        super().__init__()
+        self._tasks, self._ranks = list(tasks), ranks
+        self.register_buffer("initial", torch.full((len(tasks),), torch.nan, dtype=torch.float64))
+
+    def forward(self, losses: Losses, counts: Counts) -> dict[str, Tensor]:
+        """The losses of one batch, scaled."""
+        unknown = self.initial.isnan().cpu()
+        if unknown.any():
+            total, count = sums(losses, counts, tasks=self._tasks, ranks=self._ranks)
+            found = unknown & (count > 0)
+            self.initial[found] = (total / count)[found].to(self.initial)
+        initial = dict(zip(self._tasks, self.initial.tolist(), strict=True))
+        return {name: loss / initial[name] for name, loss in losses.items()}

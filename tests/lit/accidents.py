@@ -1,0 +1,55 @@
+"""Callbacks for runs in other processes, named in their configuration."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from mtlbench.lit.devices import digest
+
+
+class Accident(Callback):
+    """Something happens to one rank before a step, once: `happened` is a file that is then there, with its process.
+
+    Args:
+        kind: kill -9; stop, so that it answers nobody; raise; or wait, for a test to do something.
+    """
+
+    def __init__(self, *, kind: str, rank: int, step: int, happened: str) -> None:
+        self.kind, self.rank, self.step, self.happened = kind, rank, step, Path(happened)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if (trainer.global_rank, trainer.global_step) != (self.rank, self.step) or self.happened.exists():
+            return
+        self.happened.write_text(str(os.getpid()))
+        if self.kind == "raise":
+            raise ValueError(f"rank {self.rank} can't read its data")
+        if self.kind == "wait":
+            time.sleep(60)
+        else:
+            os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[self.kind])
+
+
+class Watch(Callback):
+    """Writes, step by step, a digest of all weights and states on each rank."""
+
+    def __init__(self, *, path: str) -> None:
+        self.path, self.digests = Path(path), list[list[str]]()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        found: list[Any] = [None] * trainer.world_size
+        dist.all_gather_object(found, digest(pl_module))
+        self.digests.append(found)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.path.write_text(json.dumps(self.digests))
