@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.gradients.losses import MicroBatch
+from mtlbench.gradients.parts import COLUMNS
 from mtlbench.gradients.ranks import Ranks
 
 
@@ -146,7 +147,8 @@ class Rows:
     ) -> Tensor:
         """Inner products of rows (A, P) with each other, or with those of `others`.
 
-        Summed over the parameters in float64: one flat float32 product is up to 190 times less exact.
+        Products of no more than `COLUMNS` columns are summed in float64: one flat float32 product is up to 190 times
+        less exact.
 
         Args:
             jacobian: (A, P), or this rank's columns.
@@ -167,7 +169,8 @@ class Rows:
             strict=True,
         ):
             if group is not None:
-                result[group] += block @ other.T
+                for one, two in zip(block.split(COLUMNS, dim=1), other.split(COLUMNS, dim=1), strict=True):
+                    result[group] += one @ two.T
         if others is None:
             result = symmetric(result)
         return result if self._columns == "all" else self._ranks.sum(result)

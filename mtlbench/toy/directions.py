@@ -50,7 +50,7 @@ class Directions:
             if self._transforms:
                 rows, slopes = self._slopes(given, lambda one, row: one.transform(row))
                 given, gradients = torch.stack(rows), gradients * slopes[..., None]
-            with torch.no_grad():
+            with torch.inference_mode():
                 directions = self._ask(given, gradients)
         for start, balancer in zip(self.starts, self.balancers, strict=True):
             self.degenerate[start] += balancer.status == "degenerate"
@@ -77,8 +77,7 @@ class Directions:
         """What `call` makes of each start's losses, and its derivative (S, 2); writes the own parameters' gradients."""
         leaf = losses.clone().requires_grad_()
         found = self._each(call, leaf)
-        ones = [torch.ones_like(one) for one in found]
-        slopes, *own = torch.autograd.grad(found, [leaf, *self.own], ones, allow_unused=True)
+        slopes, *own = torch.autograd.grad(torch.stack(found).sum(), [leaf, *self.own], allow_unused=True)
         for parameter, gradient in zip(self.own, own, strict=True):
             parameter.grad = gradient
         return [one.detach() for one in found], slopes.numpy()
