@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -16,7 +17,7 @@ from tests.bench.problems import Problem
 from tests.contract.test_balancers import build
 
 
-class System:
+class System(ABC):
     """Makes steps on a problem of its own; all begin with the same weights and batch."""
 
     methods: ClassVar[tuple[str, ...]] = ("upgrad",)
@@ -31,9 +32,9 @@ class System:
         self.backward()
         self.optimizer.step()
 
+    @abstractmethod
     def backward(self) -> None:
         """Forward, and `.grad` of every parameter."""
-        raise NotImplementedError
 
 
 class Equal(System):
