@@ -9,8 +9,9 @@ import hydra
 import pytest
 from omegaconf import OmegaConf
 
-from mtlbench.check import ConfigError, check, check_types
+from mtlbench.check import CHOICES, ConfigError, check, check_types
 from mtlbench.confdir import conf_dir, entries
+from mtlbench.gradients.routes import ROUTES
 from tests.cli.processes import Cli
 
 
@@ -178,3 +179,7 @@ def test_compose_from_a_notebook() -> None:
 def test_every_benchmark_and_balancer_composes(override: str) -> None:
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         check(hydra.compose("train", [override]))
+
+
+def test_configurations_name_the_engine_s_routes() -> None:
+    assert CHOICES["engine.route"] == ROUTES

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtlbench.check import CHOICES
 from mtlbench.gradients import GradientEngine, backwards
 from mtlbench.gradients import routes as routes_module
 from mtlbench.gradients.layers import LayerGradients
@@ -348,7 +347,3 @@ def test_a_checkpointed_module_is_run_again_and_not_counted_again() -> None:
     record = setting.engine(route="ghost").backward(setting.losses())
     assert plain is not None and record is not None
     torch.testing.assert_close(record.gramian, plain.gramian)
-
-
-def test_configurations_name_the_engine_s_routes() -> None:
-    assert CHOICES["engine.route"] == routes_module.ROUTES
