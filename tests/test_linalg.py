@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtlbench.linalg import conflict_averse, hull, is_zero, kkt_residual, min_norm
+from mtlbench.linalg import hull
+from tests.balancing.solvers import conflict_averse, is_zero, kkt_residual, min_norm
 
 SIZES = (1, 2, 3, 5, 10, 20, 40)
 RADII = (0.1, 0.5, 1.0, 2.0)

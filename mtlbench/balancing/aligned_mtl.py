@@ -6,28 +6,28 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from mtlbench.balancing.base import Property, TaskSpec, Weighting
 from mtlbench.balancing.checks import one_of
-from mtlbench.linalg import eigh, is_zero
+from mtlbench.balancing.groups import by_group
+from mtlbench.linalg import Array, eigh, is_zero
 
 ScaleMode = Literal["min", "median", "rmse"]
 
 
 def aligned_mtl_weights(
-    gramian: Tensor, *, scale_mode: ScaleMode = "min", reduction: Literal["sum", "mean"] = "sum"
-) -> Tensor:
-    """(A, A) Gramian -> (A,) float64 weights on its device (see `AlignedMTL`)."""
-    values, vectors = eigh(gramian.detach().cpu().double().numpy())
+    gramian: Array, *, scale_mode: ScaleMode = "min", reduction: Literal["sum", "mean"] = "sum"
+) -> tuple[Array, bool]:
+    """(A, A) Gramian -> (A,) weights, and whether d is not zero (see `AlignedMTL`)."""
+    values, vectors = eigh(gramian)
     kept = values > len(values) * np.finfo(values.dtype).eps * values[-1]
     values, vectors = values[kept], vectors[:, kept]
     weights = np.zeros(len(gramian))
     if len(values):
         square = {"min": values[0], "median": values[(len(values) - 1) // 2], "rmse": values.mean()}[scale_mode]
         weights = np.sqrt(square) * (vectors @ (vectors.sum(0) / np.sqrt(values)))
-    return torch.from_numpy(weights if reduction == "sum" else weights / len(weights)).to(gramian.device)
+    return weights if reduction == "sum" else weights / len(weights), not is_zero(gramian, weights)
 
 
 class AlignedMTL(Weighting):
@@ -71,7 +71,6 @@ class AlignedMTL(Weighting):
         self.scale_mode, self.reduction = scale_mode, reduction
 
     def forward(self, gramian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
-        solved = [aligned_mtl_weights(group, scale_mode=self.scale_mode, reduction=self.reduction) for group in gramian]
-        weights = torch.stack(solved).to(gramian)
-        self.status = "degenerate" if is_zero(gramian, weights) else "solved"
+        options = {"scale_mode": self.scale_mode, "reduction": self.reduction}
+        weights, self.status = by_group(gramian, aligned_mtl_weights, **options)
         return weights

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from mtlbench.balancing.base import Property, TaskSpec, Weighting
 from mtlbench.balancing.checks import number, one_of
-from mtlbench.linalg import conflict_averse
+from mtlbench.balancing.groups import by_group
+from mtlbench.linalg import Array, conflict_averse
 
 
 def cagrad_weights(
-    gramian: Tensor, *, c: float = 0.5, rescale: bool = False, scale: Literal["mean", "sum"] = "mean"
-) -> tuple[Tensor, bool]:
-    """(A, A) Gramian -> (A,) float64 weights, and whether the problem is regular (see `CAGrad`)."""
+    gramian: Array, *, c: float = 0.5, rescale: bool = False, scale: Literal["mean", "sum"] = "mean"
+) -> tuple[Array, bool]:
+    """(A, A) Gramian -> (A,) weights, and whether the problem is regular (see `CAGrad`)."""
     weights, regular = conflict_averse(gramian, c=c)
     factor = (len(gramian) if scale == "sum" else 1) / (1 + c * c if rescale else 1)
     return weights * factor, regular
@@ -69,6 +69,6 @@ class CAGrad(Weighting):
         self.c, self.rescale, self.scale = c, rescale, scale
 
     def forward(self, gramian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
-        solved = [cagrad_weights(group, c=self.c, rescale=self.rescale, scale=self.scale) for group in gramian]
-        self.status = "solved" if any(regular for _, regular in solved) else "degenerate"
-        return torch.stack([weights for weights, _ in solved]).to(gramian)
+        options = {"c": self.c, "rescale": self.rescale, "scale": self.scale}
+        weights, self.status = by_group(gramian, cagrad_weights, **options)
+        return weights

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from mtlbench.balancing.base import Property, Weighting
-from mtlbench.linalg import bisector
+from mtlbench.balancing.groups import by_group
+from mtlbench.linalg import Array, bisector
 
 
-def con_fig_weights(gramian: Tensor) -> tuple[Tensor, bool]:
-    """(A, A) Gramian -> (A,) float64 weights, and whether the cosines are equal (see `ConFIG`)."""
+def con_fig_weights(gramian: Array) -> tuple[Array, bool]:
+    """(A, A) Gramian -> (A,) weights, and whether the cosines are equal (see `ConFIG`)."""
     weights, exact = bisector(gramian)
-    products = gramian.to(weights) @ weights
+    products = gramian @ weights
     square = weights @ products
     if not square > 0:
-        return torch.zeros_like(weights), False
+        return np.zeros_like(weights), False
     return weights * (products.sum() / square), exact
 
 
@@ -39,6 +40,5 @@ class ConFIG(Weighting):
     properties = frozenset({Property.PERMUTATION_EQUIVARIANT})
 
     def forward(self, gramian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
-        solved = [con_fig_weights(group) for group in gramian]
-        self.status = "solved" if any(regular for _, regular in solved) else "degenerate"
-        return torch.stack([weights for weights, _ in solved]).to(gramian)
+        weights, self.status = by_group(gramian, con_fig_weights)
+        return weights

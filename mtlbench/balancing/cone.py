@@ -5,19 +5,29 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from mtlbench.balancing.base import Property, TaskSpec, Weighting
 from mtlbench.balancing.checks import number
-from mtlbench.linalg import dual_cone, is_zero
+from mtlbench.balancing.groups import by_group
+from mtlbench.linalg import Array, dual_cone, is_zero
 
 
-def regularized(gramian: Tensor, regularization: float) -> Tensor:
-    """The Gramian plus a multiple of the identity, relative to its trace."""
-    if regularization == 0:
-        return gramian
-    return gramian + regularization * gramian.trace() * torch.eye(len(gramian)).to(gramian)
+def cone_weights(gramian: Array, projected: Array, *, regularization: float = 0.0) -> tuple[Array, bool]:
+    """Weights of the sum of projections.
+
+    Args:
+        gramian: (A, A) inner products of the gradients.
+        projected: (K, A) combinations of them.
+        regularization: of the Gramian, by a multiple of the identity relative to its trace.
+
+    Returns:
+        (A,) weights, and whether the sum is not zero.
+    """
+    used = gramian + regularization * gramian.trace() * np.eye(len(gramian)) if regularization else gramian
+    weights = dual_cone(used, projected).sum(0)
+    return weights, not is_zero(gramian, weights)
 
 
 class ConeProjection(Weighting):
@@ -43,12 +53,11 @@ class ConeProjection(Weighting):
             self.properties = frozenset({Property.PERMUTATION_EQUIVARIANT})
 
     @abstractmethod
-    def projected(self, size: int) -> Tensor:
-        """(K, A) combinations of the gradients of `size` = A tasks, each of which is projected; float64."""
+    def projected(self, size: int) -> Array:
+        """(K, A) combinations of the gradients of `size` = A tasks, each of which is projected."""
 
     def forward(self, gramian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
-        given = self.projected(gramian.shape[-1])
-        found = [dual_cone(regularized(group, self.regularization), given).sum(0) for group in gramian]
-        weights = torch.stack(found).to(gramian)
-        self.status = "degenerate" if is_zero(gramian, weights) else "solved"
+        projected = self.projected(gramian.shape[-1])
+        options = {"projected": projected, "regularization": self.regularization}
+        weights, self.status = by_group(gramian, cone_weights, **options)
         return weights

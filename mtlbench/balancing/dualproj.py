@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from mtlbench.balancing.cone import ConeProjection
+from mtlbench.linalg import Array
 
 
 class DualProj(ConeProjection):
@@ -31,5 +31,5 @@ class DualProj(ConeProjection):
         together that is the mean, as TorchJD has it.
     """
 
-    def projected(self, size: int) -> Tensor:
-        return torch.full((1, size), 1 / size, dtype=torch.float64)
+    def projected(self, size: int) -> Array:
+        return np.full((1, size), 1 / size)

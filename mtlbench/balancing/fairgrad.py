@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from mtlbench.balancing.base import Property, TaskSpec, Weighting
 from mtlbench.balancing.checks import number
+from mtlbench.balancing.groups import by_group
 from mtlbench.linalg import alpha_fair
 
 
@@ -47,6 +47,5 @@ class FairGrad(Weighting):
         self.alpha = alpha
 
     def forward(self, gramian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
-        solved = [alpha_fair(group, alpha=self.alpha) for group in gramian]
-        self.status = "solved" if any(regular for _, regular in solved) else "degenerate"
-        return torch.stack([weights for weights, _ in solved]).to(gramian)
+        weights, self.status = by_group(gramian, alpha_fair, alpha=self.alpha)
+        return weights

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mtlbench.balancing.base import Property, Scalarizer, TaskSpec, select
 from mtlbench.balancing.checks import by_task, no_loss_below, number
 
-Array = NDArray[np.float64]
-
-DECAYS = np.array([[0.9], [0.999]])  # of the moments, Adam's defaults
+DECAY, SQUARE_DECAY, EPS = 0.9, 0.999, 1e-8  # Adam's defaults
 
 
 def famo_objective(losses: Tensor, logits: Tensor) -> Tensor:
@@ -27,11 +24,13 @@ def famo_objective(losses: Tensor, logits: Tensor) -> Tensor:
     return (weights * losses.detach()) @ logs
 
 
-def famo_slope(logits: Array, progress: Array) -> Array:
+def famo_slope(logits: Sequence[float], progress: Sequence[float]) -> list[float]:
     """(A,) derivative of softmax(logits) . progress by the logits."""
-    shares = np.exp(logits - logits.max())
-    shares /= shares.sum()
-    return shares * (progress - shares @ progress)
+    top = max(logits)
+    powers = [math.exp(logit - top) for logit in logits]
+    shares = [power / sum(powers) for power in powers]
+    mean = sum(share * fall for share, fall in zip(shares, progress, strict=True))
+    return [share * (fall - mean) for share, fall in zip(shares, progress, strict=True)]
 
 
 class FAMO(Scalarizer):
@@ -81,13 +80,11 @@ class FAMO(Scalarizer):
         self.lr, self.gamma, self.tasks = lr, gamma, tasks
         self.logits: Tensor
         self.min_losses: Tensor
-        self.moments: Tensor  # Adam's, of the first and second order
-        self.updates: Tensor  # of each task's logit
+        self.adam: Tensor  # of each logit: the moving averages of slopes and of their squares, and the updates
         bounds = by_task(min_losses, tasks, num_tasks=num_tasks, option="min_losses", default=0.0)
         self.register_buffer("logits", torch.zeros(num_tasks, dtype=torch.float64))
         self.register_buffer("min_losses", bounds)
-        self.register_buffer("moments", torch.zeros(2, num_tasks, dtype=torch.float64))
-        self.register_buffer("updates", torch.zeros(num_tasks, dtype=torch.int64))
+        self.register_buffer("adam", torch.zeros(3, num_tasks, dtype=torch.float64))
         if bounds.any():
             self.properties = frozenset({Property.PERMUTATION_EQUIVARIANT})
 
@@ -101,27 +98,29 @@ class FAMO(Scalarizer):
         return famo_objective(gaps[left], logits[left]) if left.any() else 0 * losses.sum()
 
     def after_step(self, before: Tensor, after: Tensor) -> None:
-        self._check(after, None)
-        bounds, logits = self.min_losses.cpu().numpy(), self.logits.cpu().numpy()
-        gaps = [losses.cpu().double().numpy() - bounds for losses in (before, after)]
-        seen = (gaps[0] > 0) & (gaps[1] > 0)  # false where a task had no labels: NaN
-        if seen.any():
-            index = slice(None) if seen.all() else seen
-            progress = np.log(gaps[0][index]) - np.log(gaps[1][index])
-            slope = famo_slope(logits[index], progress) + self.gamma * logits[index]
-            logits[index] -= self.lr * self._adam(slope, index)
-            self.logits.copy_(torch.from_numpy(logits))
-
-    def _adam(self, slope: Array, index: slice | NDArray[np.bool_], *, eps: float = 1e-8) -> Array:
-        """The direction of torch's Adam, in buffers: an optimizer of a buffer is lost when the buffer moves."""
-        moments, updates = self.moments.cpu().numpy(), self.updates.cpu().numpy()
-        updates[index] += 1
-        moments[:, index] = DECAYS * moments[:, index] + (1 - DECAYS) * np.stack([slope, slope * slope])
-        self.moments.copy_(torch.from_numpy(moments))
-        self.updates.copy_(torch.from_numpy(updates))
-        first, second = moments[:, index] / (1 - DECAYS ** updates[index])
-        direction: Array = first / (np.sqrt(second) + eps)
-        return direction
+        # In plain floats: the tasks are few, and tensor calls would take twice the time.
+        losses = zip(before.tolist(), after.tolist(), self.min_losses.tolist(), strict=True)
+        gaps = [(first - bound, second - bound) for first, second, bound in losses]
+        if any(second < 0 for _, second in gaps):
+            self._check(after, None)
+        seen = [task for task, (first, second) in enumerate(gaps) if first > 0 and second > 0]  # NaN: no labels
+        if not seen:
+            return
+        logits = self.logits.tolist()
+        progress = [math.log(first) - math.log(second) for first, second in (gaps[task] for task in seen)]
+        slopes = famo_slope([logits[task] for task in seen], progress)
+        # Adam in a buffer: an optimizer of a buffer is lost when the buffer moves.
+        means, squares, updates = self.adam.tolist()
+        for task, slope in zip(seen, slopes, strict=True):
+            slope += self.gamma * logits[task]
+            updates[task] += 1
+            means[task] += (1 - DECAY) * (slope - means[task])
+            squares[task] += (1 - SQUARE_DECAY) * (slope * slope - squares[task])
+            mean = means[task] / (1 - DECAY ** updates[task])
+            square = squares[task] / (1 - SQUARE_DECAY ** updates[task])
+            logits[task] -= self.lr * mean / (math.sqrt(square) + EPS)
+        self.logits.copy_(torch.tensor(logits, dtype=torch.float64))
+        self.adam.copy_(torch.tensor([means, squares, updates], dtype=torch.float64))
 
     def _check(self, losses: Tensor, active: Tensor | None) -> None:
         bounds = select(self.min_losses, active).to(losses)

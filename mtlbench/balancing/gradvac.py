@@ -12,17 +12,18 @@ from torch import Generator, Tensor
 
 from mtlbench.balancing.base import TaskSpec, Weighting
 from mtlbench.balancing.checks import number, one_of
+from mtlbench.balancing.groups import to_array
 from mtlbench.balancing.state import GroupState
-from mtlbench.linalg import is_zero
+from mtlbench.linalg import Array, is_zero
+
+Rows = list[list[float]]
 
 # A target cosine of 1 is out of any correction's reach: the length of the correction grows without bound.
 _CLOSEST = 1 - 1e-4
 _EPS = float(np.finfo(np.float64).eps)
 
 
-def gradvac_weights(
-    gramian: Tensor, targets: Tensor, *, beta: float, generator: Generator | None
-) -> tuple[Tensor, Tensor]:
+def gradvac_weights(gramian: Array, targets: Array, *, beta: float, generator: Generator | None) -> tuple[Array, Array]:
     """Weights of the sum of the corrected gradients, and the next targets.
 
     Args:
@@ -32,19 +33,21 @@ def gradvac_weights(
         generator: draws the order of the corrections, one for each task, shared by the groups; None: ascending.
 
     Returns:
-        (G, A) float64 weights and (G, A, A) targets, on `gramian`'s device and on that of `targets`.
+        (G, A) weights and (G, A, A) targets.
     """
     size = gramian.shape[-1]
+    if size == 2:  # there is one order
+        pairs = [_of_two(*given, beta=beta) for given in zip(gramian.tolist(), targets.tolist(), strict=True)]
+        return np.array([weights for weights, _ in pairs]), np.array([updated for _, updated in pairs])
     if generator is None:
         order = np.tile(np.arange(size), (size, 1))
     else:
         order = torch.stack([torch.randperm(size, generator=generator) for _ in range(size)]).numpy()
-    products = gramian.detach().cpu().double().numpy()
-    phi = targets.detach().cpu().double().numpy().copy()
-    lengths = np.sqrt(np.diagonal(products, axis1=-2, axis2=-1))
+    phi = targets.copy()
+    lengths = np.sqrt(np.diagonal(gramian, axis1=-2, axis2=-1))
     # All in units of the gradients' own lengths: a correction changes a gradient as much whatever their scales.
     units = np.where(lengths > 0, lengths, 1.0)
-    between = products / units[:, :, None] / units[:, None]
+    between = gramian / units[:, :, None] / units[:, None]
     rows, steps = np.arange(size), np.ascontiguousarray(order.T)
     had = phi[:, rows, steps].swapaxes(0, 1)  # (A, G, A), and so the next five: every pair meets once
     angled = (lengths[:, steps].swapaxes(0, 1) > 0) & (rows != steps)[:, None]
@@ -53,7 +56,7 @@ def gradvac_weights(
     slope = wanted * stretch
     cosines = np.empty_like(had)
     # combined[:, i] are the weights of task i's corrected gradient; all tasks take their next step at once.
-    combined = np.tile(np.eye(size), (len(products), 1, 1))
+    combined = np.tile(np.eye(size), (len(gramian), 1, 1))
     length = np.sign(lengths)  # of the corrected gradients
     bound = length  # what it would be at most, were all corrections in one direction
     least = 2 * math.sqrt(size * _EPS)
@@ -70,7 +73,22 @@ def gradvac_weights(
         bound = bound + np.abs(step)
     phi[:, rows, steps] = np.where(angled, had + beta * (cosines - had), had).swapaxes(0, 1)
     weights = np.einsum("gi,gij->gj", units, combined) / units
-    return torch.from_numpy(weights).to(gramian.device), torch.from_numpy(phi).to(targets.device)
+    return weights, phi
+
+
+def _of_two(gramian: Rows, phi: Rows, *, beta: float) -> tuple[list[float], Rows]:
+    """(2, 2) Gramian and targets -> (2,) weights and the next targets."""
+    (first, inner), (_, second) = gramian
+    lengths, weights = (math.sqrt(first), math.sqrt(second)), [1.0, 1.0]
+    if first > 0 and second > 0:
+        cosine = min(max(inner / lengths[0] / lengths[1], -1.0), 1.0)
+        for task, other in ((0, 1), (1, 0)):
+            wanted = min(phi[task][other], _CLOSEST)
+            if cosine < wanted:
+                step = wanted * math.sqrt((1 - cosine * cosine) / (1 - wanted * wanted)) - cosine
+                weights[other] += step * lengths[task] / lengths[other]
+            phi[task][other] += beta * (cosine - phi[task][other])
+    return weights, phi
 
 
 class GradVac(Weighting):
@@ -120,12 +138,8 @@ class GradVac(Weighting):
     def forward(self, gramian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
         targets = self.targets.read(gramian)
         index = slice(None) if active is None else (slice(None), active.cpu()[:, None], active.cpu())
-        weights, updated = gradvac_weights(
-            gramian,
-            targets[index],
-            beta=self.beta,
-            generator=self.generator if self.order == "random" else None,
-        )
-        targets[index] = updated
-        self.status = "degenerate" if is_zero(gramian, weights) else "solved"
-        return weights.to(gramian)
+        products, generator = to_array(gramian), self.generator if self.order == "random" else None
+        weights, updated = gradvac_weights(products, to_array(targets[index]), beta=self.beta, generator=generator)
+        targets[index] = torch.from_numpy(updated).to(targets)
+        self.status = "degenerate" if is_zero(products, weights) else "solved"
+        return torch.from_numpy(weights).to(gramian)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from mtlbench.balancing.base import Property, Weighting
-from mtlbench.linalg import bisector
+from mtlbench.balancing.groups import by_group
+from mtlbench.linalg import Array, bisector
 
 
-def imtl_g_weights(gramian: Tensor) -> tuple[Tensor, bool]:
-    """(A, A) Gramian -> (A,) float64 weights, and whether the projections are equal (see `IMTLG`)."""
+def imtl_g_weights(gramian: Array) -> tuple[Array, bool]:
+    """(A, A) Gramian -> (A,) weights, and whether the projections are equal (see `IMTLG`)."""
     weights, exact = bisector(gramian)
     total = weights.sum()
-    if total.abs() <= 1e-14 * weights.abs().sum():
-        return torch.zeros_like(weights), False
+    if abs(total) <= 1e-14 * np.abs(weights).sum():
+        return np.zeros_like(weights), False
     return weights / total, exact
 
 
@@ -43,6 +44,5 @@ class IMTLG(Weighting):
     properties = frozenset({Property.PERMUTATION_EQUIVARIANT})
 
     def forward(self, gramian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
-        solved = [imtl_g_weights(group) for group in gramian]
-        self.status = "solved" if any(regular for _, regular in solved) else "degenerate"
-        return torch.stack([weights for weights, _ in solved]).to(gramian)
+        weights, self.status = by_group(gramian, imtl_g_weights)
+        return weights

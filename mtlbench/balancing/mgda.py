@@ -5,33 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from mtlbench.balancing.base import Property, TaskSpec, Weighting
 from mtlbench.balancing.checks import one_of
-from mtlbench.linalg import is_zero, min_norm
+from mtlbench.balancing.groups import by_group, to_array
+from mtlbench.linalg import Array, min_norm
 
 Normalize = Literal["none", "l2", "loss", "loss+"]
 
 
-def mgda_scales(gramian: Tensor, losses: Tensor, *, normalize: Normalize) -> Tensor:
+def mgda_scales(gramian: Array, losses: Array, *, normalize: Normalize) -> Array:
     """(A,) what the gradients are divided by before the weights are sought; 1 where it would be 0."""
-    scales = torch.ones_like(losses)
+    scales = np.ones_like(losses)
     if normalize in ("l2", "loss+"):
-        scales = scales * gramian.diagonal().sqrt()
+        scales = scales * np.sqrt(gramian.diagonal())
     if normalize in ("loss", "loss+"):
         scales = scales * losses
-    return torch.where(scales == 0, 1.0, scales)
+    return np.where(scales == 0, 1.0, scales)
 
 
-def mgda_weights(gramian: Tensor, losses: Tensor, *, normalize: Normalize = "none") -> tuple[Tensor, bool]:
+def mgda_weights(gramian: Array, losses: Array, *, normalize: Normalize = "none") -> tuple[Array, bool]:
     """(A, A) Gramian and (A,) losses -> (A,) weights on the simplex, and whether the shortest vector is not zero."""
     if normalize != "none":
         scales = mgda_scales(gramian, losses, normalize=normalize)
         gramian = gramian / scales[:, None] / scales
-    weights = min_norm(gramian)
-    return weights, not is_zero(gramian, weights)
+    return min_norm(gramian)
 
 
 class MGDA(Weighting):
@@ -75,6 +75,5 @@ class MGDA(Weighting):
     def forward(self, gramian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
         if self.normalize in ("loss", "loss+") and losses.min() < 0:
             raise ValueError(f"MGDA with normalize={self.normalize} divides by losses and got one below 0: {losses}.")
-        solved = [mgda_weights(group, losses.to(group), normalize=self.normalize) for group in gramian]
-        self.status = "solved" if any(regular for _, regular in solved) else "degenerate"
-        return torch.stack([weights for weights, _ in solved]).to(gramian)
+        weights, self.status = by_group(gramian, mgda_weights, losses=to_array(losses), normalize=self.normalize)
+        return weights

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from mtlbench.balancing.base import Aggregator, Property, TaskSpec
 from mtlbench.balancing.checks import number, one_of
-from mtlbench.balancing.simplex import Array, SimplexState, project
+from mtlbench.balancing.simplex import SimplexState, project
 from mtlbench.balancing.state import RowState, vanishes
+from mtlbench.linalg import Array
 
 Simplex = Literal["project", "softmax"]
 

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from mtlbench.balancing.base import Property, TaskSpec, Weighting
 from mtlbench.balancing.checks import number
-from mtlbench.balancing.simplex import Array, SimplexState, project
+from mtlbench.balancing.groups import to_array
+from mtlbench.balancing.simplex import SimplexState, project
+from mtlbench.linalg import Array
 
 
 def modo_weights(weights: Array, cross: Array, *, gamma: float = 0.1, rho: float = 0.1) -> Array:
@@ -64,7 +66,7 @@ class MoDo(Weighting):
         self.state = SimplexState(num_tasks)
 
     def forward(self, gramian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
-        cross = gramian[0].cpu().numpy()
+        (cross,) = to_array(gramian)
         weights = modo_weights(self.state.read(active), cross, gamma=self.gamma, rho=self.rho)
         self.state.write(weights, active)
         return torch.from_numpy(weights).to(gramian)[None]

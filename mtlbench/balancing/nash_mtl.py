@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtlbench.balancing.base import Property, TaskSpec, Weighting, index_of
 from mtlbench.balancing.checks import number
+from mtlbench.balancing.groups import to_array
 from mtlbench.linalg import alpha_fair
 
 
@@ -64,20 +65,21 @@ class NashMTL(Weighting):
         self.register_buffer("age", torch.zeros((), dtype=torch.int64))
 
     def forward(self, gramian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
-        (products,) = gramian
+        (products,) = to_array(gramian)
         index = index_of(active, self.weights)
         self.status = "solved"
         if self.every == 1 or self.age == 0:
-            solved, regular = alpha_fair(products, alpha=1.0)
+            weights, regular = alpha_fair(products, alpha=1.0)
             if not regular:
                 self.status = "degenerate"
                 return torch.zeros_like(gramian[:, 0])
-            self.weights[index] = solved.to(self.weights)
+            self.weights[index] = torch.from_numpy(weights).to(self.weights)
+        else:
+            weights = to_array(self.weights[index])
         if self.every > 1:
             self.age.copy_((self.age + 1) % self.every)
-        weights = self.weights[index].to(gramian)
         if self.max_norm is not None:
             square = float(weights @ products @ weights)
             if square > self.max_norm**2:
-                weights *= self.max_norm / math.sqrt(square)
-        return weights[None]
+                weights = weights * (self.max_norm / math.sqrt(square))
+        return torch.from_numpy(weights)[None].to(gramian)

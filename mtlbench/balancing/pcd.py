@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtlbench.balancing.base import TaskSpec, Weighting
 from mtlbench.balancing.checks import by_task, number, one_of
+from mtlbench.balancing.groups import to_array
 from mtlbench.linalg.halfspaces import least_change
 from mtlbench.linalg.points import EPS, Array
 
@@ -32,11 +33,10 @@ def pcd_weights(gramian: Array, scales: Array, shares: Array, *, primary: int) -
     if gramian[primary, primary] == 0:
         return weights, False
     scaled = gramian * scales[:, None] * scales
-    found = least_change(torch.from_numpy(scaled), torch.from_numpy(shares), center=primary)
-    if found is None:
+    changed = least_change(scaled, shares, center=primary)
+    if changed is None:
         weights[primary] = 1.0
         return weights, False
-    changed = found.numpy()
     square, lengths = changed @ scaled @ changed, changed @ np.sqrt(scaled.diagonal())
     if square <= 4 * len(scales) * EPS * lengths * lengths:  # zero, as far as a float64 Gramian can tell
         return weights, False
@@ -99,7 +99,7 @@ class PCD(Weighting):
         self.register_buffer("steps", torch.zeros(num_tasks, dtype=torch.int64))
 
     def forward(self, gramian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
-        products = gramian[0].double().cpu().numpy()
+        (products,) = to_array(gramian)
         index = slice(None) if active is None else active.cpu().numpy()
         scales = self._scales(products.diagonal(), index)
         tasks = np.arange(self.num_tasks)[index].tolist()

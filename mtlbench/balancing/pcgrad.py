@@ -11,10 +11,11 @@ from torch import Generator, Tensor
 
 from mtlbench.balancing.base import TaskSpec, Weighting
 from mtlbench.balancing.checks import one_of
-from mtlbench.linalg import is_zero
+from mtlbench.balancing.groups import to_array
+from mtlbench.linalg import Array, is_zero
 
 
-def pcgrad_weights(gramian: Tensor, *, generator: Generator | None) -> Tensor:
+def pcgrad_weights(gramian: Array, *, generator: Generator | None) -> Array:
     """Weights of the sum of the projected gradients.
 
     Args:
@@ -22,27 +23,27 @@ def pcgrad_weights(gramian: Tensor, *, generator: Generator | None) -> Tensor:
         generator: draws the order of the projections, one for each task, shared by the groups; None: ascending.
 
     Returns:
-        (G, A) float64 weights on `gramian`'s device.
+        (G, A) weights.
     """
     size = gramian.shape[-1]
     if size == 2:  # there is one order
-        conflicts, own = gramian[:, :1, 1].double().clamp_max(0), gramian.diagonal(dim1=-2, dim2=-1).double()
-        return 1 - conflicts / own.where(own > 0, 1.0)
+        pairs = [(min(b, 0.0), a or 1.0, c or 1.0) for (a, b), (_, c) in gramian.tolist()]
+        return np.array([(1 - conflict / first, 1 - conflict / second) for conflict, first, second in pairs])
     if generator is None:
         order = np.tile(np.arange(size), (size, 1))
     else:
         order = torch.stack([torch.randperm(size, generator=generator) for _ in range(size)]).numpy()
-    products = gramian.detach().cpu().double().numpy()
-    squares = np.diagonal(products, axis1=-2, axis2=-1)
+    squares = np.diagonal(gramian, axis1=-2, axis2=-1)
     rows = np.arange(size)
     # combined[:, i] are the weights of task i's projected gradient; all tasks take their next step at once.
-    combined = np.tile(np.eye(size), (len(products), 1, 1))
+    combined = np.tile(np.eye(size), (len(gramian), 1, 1))
     for others in order.T:
-        inner = np.einsum("gik,gik->gi", products[:, others], combined)
+        inner = np.einsum("gik,gik->gi", gramian[:, others], combined)
         square = squares[:, others]
         conflict = (inner < 0) & (others != rows) & (square > 0)
         combined[:, rows, others] -= np.divide(inner, square, out=np.zeros_like(inner), where=conflict)
-    return torch.from_numpy(combined.sum(1)).to(gramian.device)
+    weights: Array = combined.sum(1)
+    return weights
 
 
 class PCGrad(Weighting):
@@ -80,6 +81,7 @@ class PCGrad(Weighting):
         self.order, self.groups = order, groups
 
     def forward(self, gramian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
-        weights = pcgrad_weights(gramian, generator=self.generator if self.order == "random" else None).to(gramian)
-        self.status = "degenerate" if is_zero(gramian, weights) else "solved"
-        return weights
+        products = to_array(gramian)
+        weights = pcgrad_weights(products, generator=self.generator if self.order == "random" else None)
+        self.status = "degenerate" if is_zero(products, weights) else "solved"
+        return torch.from_numpy(weights).to(gramian)

@@ -11,16 +11,17 @@ from torch import Tensor
 
 from mtlbench.balancing.base import Property, TaskSpec, Weighting
 from mtlbench.balancing.checks import number, one_of
-from mtlbench.balancing.simplex import Array, SimplexState, project
-from mtlbench.linalg import is_zero, min_norm
+from mtlbench.balancing.groups import by_group, to_array
+from mtlbench.balancing.simplex import SimplexState, project
+from mtlbench.linalg import Array, is_zero, min_norm
 
 
-def sdmgrad_weights(gramian: Tensor, *, lambda_: float = 0.3) -> tuple[Tensor, bool]:
-    """(A, A) Gramian -> (A,) float64 weights that sum to 1, and whether the direction is not zero (see `SDMGrad`)."""
+def sdmgrad_weights(gramian: Array, *, lambda_: float = 0.3) -> tuple[Array, bool]:
+    """(A, A) Gramian -> (A,) weights that sum to 1, and whether the direction is not zero (see `SDMGrad`)."""
     # For w on the simplex g_w + lambda g0 is the combination of the g_i + lambda g0: a shortest vector is sought.
     size = len(gramian)
-    shift = torch.eye(size, dtype=torch.float64, device=gramian.device) + lambda_ / size
-    weights = shift @ min_norm(shift @ gramian.double() @ shift.T) / (1 + lambda_)
+    shift = np.eye(size) + lambda_ / size
+    weights = shift @ min_norm(shift @ gramian @ shift)[0] / (1 + lambda_)
     return weights, not is_zero(gramian, weights)
 
 
@@ -111,10 +112,9 @@ class SDMGrad(Weighting):
 
     def forward(self, gramian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
         if self.solver == "exact":
-            solved = [sdmgrad_weights(group, lambda_=self.lambda_) for group in gramian]
-            self.status = "solved" if any(regular for _, regular in solved) else "degenerate"
-            return torch.stack([weights for weights, _ in solved]).to(gramian)
-        cross = gramian[0].cpu().numpy()
+            weights, self.status = by_group(gramian, sdmgrad_weights, lambda_=self.lambda_)
+            return weights
+        (cross,) = to_array(gramian)
         self.status = "solved" if (cross.diagonal() > 0).any() else "degenerate"
         options = {"lambda_": self.lambda_, "lr": self.lr, "momentum": self.momentum}
         found = sdmgrad_steps(self.state.read(active), cross, steps=self.steps, **options)

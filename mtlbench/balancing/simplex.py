@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-Array = NDArray[np.float64]
+from mtlbench.linalg import Array
 
 
 def project(point: Array) -> Array:
     """(A,) -> (A,) the nearest point with non-negative coordinates that sum to 1."""
+    if len(point) == 2:
+        first, second = point.tolist()
+        share = min(max((1 + first - second) / 2, 0.0), 1.0)
+        return np.array([share, 1 - share])
     shifted = point - point.max()  # the projection is the same, and huge coordinates keep their digits
     falling = np.sort(shifted)[::-1]
     levels = (falling.cumsum() - 1) / np.arange(1, len(point) + 1)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from mtlbench.balancing.cone import ConeProjection
+from mtlbench.linalg import Array
 
 
 class UPGrad(ConeProjection):
@@ -29,5 +29,5 @@ class UPGrad(ConeProjection):
     Paper: Quinton, Rey 2024, arXiv:2406.16232.
     """
 
-    def projected(self, size: int) -> Tensor:
-        return torch.eye(size, dtype=torch.float64) / size
+    def projected(self, size: int) -> Array:
+        return np.eye(size) / size

@@ -1,4 +1,4 @@
-"""Exact solvers for the T x T problems of balancers: small, dense, float64, on the CPU.
+"""Exact solvers for the T x T problems of balancers: small, dense, float64 numpy arrays.
 
 A Gramian G = J J' is first factored into points: rows x with x_i.x_j = G_ij. The factor is taken of
 the matrix of cosines, so that gradients of very different lengths keep their digits. The problems
@@ -12,10 +12,11 @@ from mtlbench.linalg.bisector import bisector
 from mtlbench.linalg.cone import dual_cone
 from mtlbench.linalg.fair import alpha_fair
 from mtlbench.linalg.hull import conflict_averse, min_norm
-from mtlbench.linalg.points import TOLERANCE, eigh, is_zero, kkt_residual
+from mtlbench.linalg.points import TOLERANCE, Array, eigh, is_zero, kkt_residual
 
 __all__ = [
     "TOLERANCE",
+    "Array",
     "alpha_fair",
     "bisector",
     "conflict_averse",

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mtlbench.linalg import pairs
-from mtlbench.linalg.points import EPS, TOLERANCE, cosines_of, spectrum
+from mtlbench.linalg.points import EPS, TOLERANCE, Array, cosines_of, spectrum
 
 
-def bisector(gramian: Tensor) -> tuple[Tensor, bool]:
+def bisector(gramian: Array) -> tuple[Array, bool]:
     """Weights of the direction whose products with the unit gradients are all 1: J d = |g|.
 
     Gradients of length zero have weight 0 and are not looked at. Where no direction of the span has equal
@@ -23,14 +21,14 @@ def bisector(gramian: Tensor) -> tuple[Tensor, bool]:
         gramian: (T, T) inner products of the gradients.
 
     Returns:
-        (T,) float64 weights on `gramian`'s device, and whether the products of all tasks are 1.
+        (T,) weights, and whether the products of all tasks are 1.
 
     Raises:
         ValueError: `gramian` is not square, finite and positive semidefinite (up to rounding).
     """
     if gramian.shape == (2, 2):
         pair, exact = pairs.bisector(pairs.read(gramian))
-        return torch.tensor(pair, dtype=torch.float64, device=gramian.device), exact
+        return np.array(pair), exact
     cosines, lengths = cosines_of(gramian)
     values, vectors = spectrum(cosines, gramian)
     sums = vectors.sum(0)
@@ -39,4 +37,4 @@ def bisector(gramian: Tensor) -> tuple[Tensor, bool]:
     products = cosines @ solution
     exact = bool(np.abs(products - 1).max() <= TOLERANCE * max(1.0, np.abs(solution).sum()))
     weights = np.divide(solution, lengths, out=np.zeros_like(lengths), where=lengths > 0)
-    return torch.from_numpy(weights).to(gramian.device), exact
+    return weights, exact

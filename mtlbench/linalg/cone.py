@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.optimize import nnls
-from torch import Tensor
 
 from mtlbench.linalg import pairs
 from mtlbench.linalg.points import TOLERANCE, Array, fail, residual, to_points, units_of
@@ -14,7 +12,7 @@ from mtlbench.linalg.points import TOLERANCE, Array, fail, residual, to_points, 
 FEW = 10  # problems that are solved sooner one by one
 
 
-def dual_cone(gramian: Tensor, preferences: Tensor) -> Tensor:
+def dual_cone(gramian: Array, preferences: Array) -> Array:
     """Weights of the directions nearest to given combinations of the gradients that harm no task.
 
         min |d - u'J| over d with J d >= 0
@@ -28,31 +26,29 @@ def dual_cone(gramian: Tensor, preferences: Tensor) -> Tensor:
         preferences: (K, T) combinations u.
 
     Returns:
-        (K, T) float64 weights w, on `gramian`'s device.
+        (K, T) weights w.
 
     Raises:
         ValueError: `gramian` is not square, finite and positive semidefinite (up to rounding).
         RuntimeError: the relative KKT residual of the result exceeds `TOLERANCE`.
     """
     if gramian.shape == (2, 2):
-        pair = pairs.dual_cone(pairs.read(gramian), preferences.tolist())
-        return torch.tensor(pair, dtype=torch.float64, device=gramian.device)
+        return np.array(pairs.dual_cone(pairs.read(gramian), preferences.tolist()))
     points = to_points(gramian)
-    given = preferences.detach().cpu().double().numpy()
     units, lengths = units_of(points)
-    targets = given @ points
-    multipliers = np.zeros_like(given)
+    targets = preferences @ points
+    multipliers = np.zeros_like(preferences)
     left = np.flatnonzero(targets.any(1))
-    if len(given) > FEW:
+    if len(preferences) > FEW:
         multipliers, left = _together(units, targets)
     for problem in left:
         multipliers[problem] = nnls(units.T, -targets[problem])[0]
     multipliers /= lengths
-    weights = given + multipliers
+    weights = preferences + multipliers
     violation = residual(points, multipliers, weights, level=0.0)
     if not violation <= TOLERANCE:
         fail("dual_cone", gramian, f"relative KKT residual {violation:.1e} exceeds {TOLERANCE:.0e}")
-    return torch.from_numpy(weights).to(gramian.device)
+    return weights
 
 
 def _together(units: Array, targets: Array) -> tuple[Array, NDArray[np.int64]]:

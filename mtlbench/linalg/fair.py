@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from scipy.linalg.lapack import dgels, dposv
-from torch import Tensor
 
 from mtlbench.linalg import pairs
 from mtlbench.linalg.hull import nearest
@@ -14,7 +12,7 @@ from mtlbench.linalg.points import EPS, TINY, TOLERANCE, Array, fail, lengths_of
 STEPS = 200
 
 
-def alpha_fair(gramian: Tensor, *, alpha: float) -> tuple[Tensor, bool]:
+def alpha_fair(gramian: Array, *, alpha: float) -> tuple[Array, bool]:
     """Weights of the alpha-fair direction: the positive w with G w = w^(-1/alpha).
 
     It is the minimum of a strictly convex function, w'Gw / 2 - sum_i u(w_i) with u' = w^(-1/alpha), found
@@ -25,7 +23,7 @@ def alpha_fair(gramian: Tensor, *, alpha: float) -> tuple[Tensor, bool]:
         alpha: above 0; 1 is the Nash bargaining solution.
 
     Returns:
-        (T,) float64 weights, on `gramian`'s device, and whether there is a root; the weights are 0 where
+        (T,) weights, and whether there is a root; the weights are 0 where
         there is none, as far as a float64 Gramian can tell. A weight too small for float64 (a great alpha and
         gradients of very different lengths) is 0 or next to it, and its task gains no less than the root gives.
 
@@ -36,10 +34,10 @@ def alpha_fair(gramian: Tensor, *, alpha: float) -> tuple[Tensor, bool]:
     """
     if gramian.shape == (2, 2):
         pair, solved = pairs.alpha_fair(pairs.read(gramian), alpha=alpha)
-        return torch.tensor(pair, dtype=torch.float64, device=gramian.device), solved
+        return np.array(pair), solved
     points = to_points(gramian)
     power = 1 / alpha
-    none = torch.zeros(len(points), dtype=torch.float64, device=gramian.device)
+    none = np.zeros(len(points))
     lengths = lengths_of(points)
     if lengths.min() == 0:
         return none, False
@@ -61,7 +59,7 @@ def alpha_fair(gramian: Tensor, *, alpha: float) -> tuple[Tensor, bool]:
     else:
         fail("alpha_fair", gramian, f"relative residual {violation:.1e} exceeds {TOLERANCE:.0e} for alpha={alpha}")
     factor = float(gramian.diagonal().max()) ** (-1 / (1 + power))  # the points are of the Gramian over its largest
-    return torch.from_numpy(factor * units * weights).to(gramian.device), True
+    return factor * units * weights, True
 
 
 def _newton(rows: Array, lengths: Array, *, power: float, straight: bool) -> Array:

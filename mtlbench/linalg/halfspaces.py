@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from scipy.optimize import nnls
-from torch import Tensor
 
 from mtlbench.linalg import pairs
 from mtlbench.linalg.points import TOLERANCE, Array, fail, lengths_of, to_points
 
 
-def least_change(gramian: Tensor, shares: Tensor, *, center: int) -> Tensor | None:
+def least_change(gramian: Array, shares: Array, *, center: int) -> Array | None:
     """Weights of the direction nearest to one gradient that gives each other one a share of its own progress.
 
         min |d - g_c| over d with g_j.d >= shares_j |g_j|^2 for all j but c
@@ -26,7 +24,7 @@ def least_change(gramian: Tensor, shares: Tensor, *, center: int) -> Tensor | No
         center: c.
 
     Returns:
-        (T,) float64 weights on `gramian`'s device; None where no direction, or only one with a change over 1e4
+        (T,) weights; None where no direction, or only one with a change over 1e4
         times the largest shortfall of g_c, gives all shares.
 
     Raises:
@@ -34,14 +32,13 @@ def least_change(gramian: Tensor, shares: Tensor, *, center: int) -> Tensor | No
         RuntimeError: the relative KKT residual of the result exceeds `TOLERANCE`.
     """
     if gramian.shape == (2, 2):
-        pair = pairs.least_change(pairs.read(gramian), shares.tolist(), center=center)
-        return torch.tensor(pair, dtype=torch.float64, device=gramian.device)
+        return np.array(pairs.least_change(pairs.read(gramian), shares.tolist(), center=center))
     points = to_points(gramian)
     lengths = lengths_of(points)
     others = lengths > 0
     others[center] = False
     units = points[others] / lengths[others, None]
-    levels = shares.detach().cpu().double().numpy()[others] * lengths[others]
+    levels = shares[others] * lengths[others]
     shortfalls = levels - units @ points[center]
     weights = np.zeros_like(lengths)
     weights[center] = 1.0
@@ -58,7 +55,7 @@ def least_change(gramian: Tensor, shares: Tensor, *, center: int) -> Tensor | No
     violation = _violation(units, levels, lengths, weights[others], weights, weights @ points)
     if not violation <= TOLERANCE:
         fail("least_change", gramian, f"relative KKT residual {violation:.1e} exceeds {TOLERANCE:.0e}")
-    return torch.from_numpy(weights).to(gramian.device)
+    return weights
 
 
 def _violation(

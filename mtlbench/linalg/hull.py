@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 from scipy.linalg.lapack import dposv
 from scipy.optimize import nnls
-from torch import Tensor
 
 from mtlbench.linalg import pairs
 from mtlbench.linalg.points import (
@@ -24,7 +22,7 @@ from mtlbench.linalg.points import (
 )
 
 
-def min_norm(gramian: Tensor) -> Tensor:
+def min_norm(gramian: Array) -> tuple[Array, bool]:
     """Weights of the shortest vector in the convex hull of the gradients: min w'Gw over the simplex.
 
     Gradients of length zero share the weight among them. Where several weights give the shortest
@@ -34,23 +32,24 @@ def min_norm(gramian: Tensor) -> Tensor:
         gramian: (T, T) inner products of the gradients.
 
     Returns:
-        (T,) float64 weights on the simplex, on `gramian`'s device.
+        (T,) weights on the simplex, and whether the vector is not zero, as far as a float64 Gramian can tell.
 
     Raises:
         ValueError: `gramian` is not square, finite and positive semidefinite (up to rounding).
         RuntimeError: the relative KKT residual of the result exceeds `TOLERANCE`.
     """
     if gramian.shape == (2, 2):
-        return torch.tensor(pairs.min_norm(pairs.read(gramian)), dtype=torch.float64, device=gramian.device)
+        pair, regular = pairs.min_norm(pairs.read(gramian))
+        return np.array(pair), regular
     points = to_points(gramian)
     weights = nearest(points)
     violation = residual(points, weights, weights, level=None)
     if not violation <= TOLERANCE:
         fail("min_norm", gramian, f"relative KKT residual {violation:.1e} exceeds {TOLERANCE:.0e}")
-    return torch.from_numpy(weights).to(gramian.device)
+    return weights, not vanishes(points, weights)
 
 
-def conflict_averse(gramian: Tensor, *, c: float) -> tuple[Tensor, bool]:
+def conflict_averse(gramian: Array, *, c: float) -> tuple[Array, bool]:
     """Weights of CAGrad's direction: the d in a ball round the mean gradient whose worst product is best.
 
         max over d of min_i g_i.d with |d - g0| <= c |g0|, g0 the mean of the g_i
@@ -65,9 +64,9 @@ def conflict_averse(gramian: Tensor, *, c: float) -> tuple[Tensor, bool]:
         c: radius of the ball relative to |g0|, at least 0.
 
     Returns:
-        (T,) float64 weights of the gradients in d, on `gramian`'s device, and whether the problem
-        is regular. It is not where g0 = 0 (d = 0), nor where g_w = 0: then no d in the ball improves
-        every task, and of those that harm none, the d nearest g0 is returned.
+        (T,) weights of the gradients in d, and whether the problem is regular. It is not where g0 = 0 (d = 0), nor
+        where g_w = 0: then no d in the ball improves every task, and of those that harm none, the d nearest g0 is
+        returned.
 
     Raises:
         ValueError: `gramian` is not square, finite and positive semidefinite (up to rounding).
@@ -75,7 +74,7 @@ def conflict_averse(gramian: Tensor, *, c: float) -> tuple[Tensor, bool]:
     """
     if gramian.shape == (2, 2):
         pair, regular = pairs.conflict_averse(pairs.read(gramian), c=c)
-        return torch.tensor(pair, dtype=torch.float64, device=gramian.device), regular
+        return np.array(pair), regular
     points = to_points(gramian)
     mean = np.full(len(points), 1 / len(points))
     center = mean @ points
@@ -91,7 +90,7 @@ def conflict_averse(gramian: Tensor, *, c: float) -> tuple[Tensor, bool]:
         violation = residual(points, multipliers, weights, level=None if regular else 0.0)
         if not violation <= TOLERANCE:
             fail("conflict_averse", gramian, f"relative KKT residual {violation:.1e} exceeds {TOLERANCE:.0e} for c={c}")
-    return torch.from_numpy(weights).to(gramian.device), regular
+    return weights, regular
 
 
 def nearest(points: Array) -> Array:

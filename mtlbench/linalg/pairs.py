@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from scipy.optimize import brentq
-from torch import Tensor
 
-from mtlbench.linalg.points import EPS, INDEFINITE, indefinite, not_finite
+from mtlbench.linalg.points import EPS, INDEFINITE, Array, indefinite, not_finite
 
 Two = tuple[float, float]
 
@@ -42,7 +41,7 @@ class Pair(NamedTuple):
         return self.square(a, b) <= 8 * EPS * (abs(a) + abs(b)) ** 2
 
 
-def read(gramian: Tensor) -> Pair:
+def read(gramian: Array) -> Pair:
     """The pair of a Gramian (2, 2).
 
     Raises:
@@ -61,12 +60,13 @@ def read(gramian: Tensor) -> Pair:
     return Pair(p / scale, q / scale, k, scale)
 
 
-def min_norm(pair: Pair) -> Two:
+def min_norm(pair: Pair) -> tuple[Two, bool]:
     """See `hull.min_norm`."""
     p, q, k, _ = pair
     first, second = max(q * (q - p * k), 0.0), max(p * (p - q * k), 0.0)
     total = first + second
-    return (first / total, second / total) if total > 0 else (0.5, 0.5)
+    a, b = (first / total, second / total) if total > 0 else (0.5, 0.5)
+    return (a, b), not pair.vanishes(a * p, b * q)
 
 
 def conflict_averse(pair: Pair, *, c: float) -> tuple[Two, bool]:
@@ -86,8 +86,7 @@ def conflict_averse(pair: Pair, *, c: float) -> tuple[Two, bool]:
     radius = c * length
     if radius == 0:
         return (0.5, 0.5), True
-    shortest = min_norm(pair)
-    if pair.vanishes(shortest[0] * p, shortest[1] * q):  # opposite, or one is zero
+    if not min_norm(pair)[1]:  # opposite, or one is zero
         changes = [max(-(own + k * other) / 2, 0.0) for own, other in ((p, q), (q, p))]
         if max(changes) <= radius * (1 + 4 * EPS):
             return (0.5 + changes[0] / p, 0.5 + (changes[1] / q if q > 0 else 0.0)), False

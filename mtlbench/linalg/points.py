@@ -8,7 +8,6 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.lapack import dpotrf, dsyevd
-from torch import Tensor
 
 Array = NDArray[np.float64]
 
@@ -18,7 +17,7 @@ TINY = float(np.finfo(np.float64).tiny)
 INDEFINITE = 0.05  # what is taken for rounding, relative: coarser than what rows in bfloat16 lose
 
 
-def kkt_residual(gramian: Tensor, multipliers: Tensor, weights: Tensor, *, level: float | None = None) -> float:
+def kkt_residual(gramian: Array, multipliers: Array, weights: Array, *, level: float | None = None) -> float:
     """Largest relative violation of the optimality conditions of the solvers' problems, for tests.
 
     With y = G weights, the products of the gradients with the direction: y_i >= level for all i, with
@@ -35,11 +34,10 @@ def kkt_residual(gramian: Tensor, multipliers: Tensor, weights: Tensor, *, level
     Returns:
         The residual, at least 0; infinite for a negative or non-finite multiplier.
     """
-    points = to_points(gramian)
-    return residual(points, multipliers.cpu().double().numpy(), weights.cpu().double().numpy(), level=level)
+    return residual(to_points(gramian), multipliers, weights, level=level)
 
 
-def is_zero(gramian: Tensor, weights: Tensor) -> bool:
+def is_zero(gramian: Array, weights: Array) -> bool:
     """Whether the combination of the gradients is zero in every group, as far as a float64 Gramian can tell.
 
     Args:
@@ -48,21 +46,22 @@ def is_zero(gramian: Tensor, weights: Tensor) -> bool:
     """
     if gramian.shape[-2:] == (2, 2):
         return _is_zero_of_two(gramian, weights)
-    matrix, rows = gramian.detach().cpu().double().numpy(), weights.detach().cpu().double().numpy()[..., None, :]
-    scales = np.abs(rows[..., 0, :]) * np.sqrt(matrix.diagonal(0, -2, -1))
-    squares = (rows @ matrix * rows).sum((-2, -1))
-    return bool((squares <= 4 * rows.shape[-1] * EPS * scales.sum(-1) ** 2).all())
+    rows = weights[..., None, :]
+    scales = np.abs(weights) * np.sqrt(gramian.diagonal(0, -2, -1))
+    squares = (rows @ gramian * rows).sum((-2, -1))
+    return bool((squares <= 4 * weights.shape[-1] * EPS * scales.sum(-1) ** 2).all())
 
 
-def _is_zero_of_two(gramian: Tensor, weights: Tensor) -> bool:
-    for ((a, b), (c, d)), (u, v) in zip(gramian.view(-1, 2, 2).tolist(), weights.view(-1, 2).tolist(), strict=True):
+def _is_zero_of_two(gramian: Array, weights: Array) -> bool:
+    problems = zip(gramian.reshape(-1, 2, 2).tolist(), weights.reshape(-1, 2).tolist(), strict=True)
+    for ((a, b), (c, d)), (u, v) in problems:
         scale = abs(u) * math.sqrt(a) + abs(v) * math.sqrt(d)
         if u * u * a + u * v * (b + c) + v * v * d > 8 * EPS * scale * scale:
             return False
     return True
 
 
-def to_points(gramian: Tensor) -> Array:
+def to_points(gramian: Array) -> Array:
     """(T, rank) points whose inner products are the Gramian's over its largest diagonal entry."""
     cosines, lengths = cosines_of(gramian)
     scale = (lengths / (lengths.max() or 1.0))[:, None]
@@ -74,19 +73,18 @@ def to_points(gramian: Tensor) -> Array:
     return vectors * np.sqrt(values) * scale
 
 
-def cosines_of(gramian: Tensor) -> tuple[Array, Array]:
+def cosines_of(gramian: Array) -> tuple[Array, Array]:
     """(T, T) cosines, 0 for a zero gradient, and (T,) lengths."""
-    matrix = gramian.detach().cpu().double().numpy()
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
-        raise ValueError(f"Expected a Gramian of shape (T, T), got shape {tuple(gramian.shape)}.")
-    if not np.isfinite(matrix).all() or matrix.diagonal().min() < 0:
+    if gramian.ndim != 2 or gramian.shape[0] != gramian.shape[1] or gramian.size == 0:
+        raise ValueError(f"Expected a Gramian of shape (T, T), got shape {gramian.shape}.")
+    if not np.isfinite(gramian).all() or gramian.diagonal().min() < 0:
         raise not_finite(gramian)
-    lengths = np.sqrt(matrix.diagonal())
+    lengths = np.sqrt(gramian.diagonal())
     divisors = np.where(lengths > 0, lengths, 1.0)
-    return matrix / divisors[:, None] / divisors, lengths
+    return gramian / divisors[:, None] / divisors, lengths
 
 
-def spectrum(cosines: Array, gramian: Tensor) -> tuple[Array, Array]:
+def spectrum(cosines: Array, gramian: Array) -> tuple[Array, Array]:
     """(rank,) eigenvalues and (T, rank) eigenvectors; smaller eigenvalues are rounding.
 
     Their roots would be spurious directions of length 1e-8.
@@ -145,19 +143,19 @@ def residual(points: Array, multipliers: Array, weights: Array, *, level: float 
     return violation if math.isfinite(violation) else math.inf
 
 
-def not_finite(gramian: Tensor) -> ValueError:
+def not_finite(gramian: Array) -> ValueError:
     """What to raise."""
     return ValueError(f"Expected a finite Gramian with a non-negative diagonal, got\n{gramian.tolist()}")
 
 
-def indefinite(gramian: Tensor, values: list[float]) -> ValueError:
+def indefinite(gramian: Array, values: list[float]) -> ValueError:
     """What to raise."""
     return ValueError(
         f"Expected a positive semidefinite Gramian, its cosines have eigenvalues\n{values}\n{gramian.tolist()}"
     )
 
 
-def fail(solver: str, gramian: Tensor, reason: str) -> NoReturn:
+def fail(solver: str, gramian: Array, reason: str) -> NoReturn:
     """Raises RuntimeError with the Gramian in full."""
-    matrix = np.array2string(gramian.detach().cpu().double().numpy(), precision=17, threshold=2000)
+    matrix = np.array2string(gramian, precision=17, threshold=2000)
     raise RuntimeError(f"{solver}: {reason}, on the Gramian\n{matrix}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
@@ -10,8 +12,8 @@ Array = NDArray[np.float64]
 
 TASKS = ("f1", "f2")
 FLOOR = 5e-6  # of what the logarithms take
-CENTRES = np.array([7.0, -7.0])  # x1 of the two valleys, one for each task
-SIGNS = np.array([1.0, -1.0])
+CENTRES = (7.0, -7.0)  # x1 of the two valleys, one for each task
+SIGNS = (1.0, -1.0)  # of the ridges
 
 
 def losses_and_gradients(points: Array, *, scale: float) -> tuple[Array, Array]:
@@ -33,28 +35,28 @@ def losses_and_gradients(points: Array, *, scale: float) -> tuple[Array, Array]:
     Paper: Liu, Liu, Jin, Stone, Liu 2021, arXiv:2110.14048; losses of two scales: Navon, Shamsian, Achituve, Maron,
         Kawaguchi, Chechik, Fetaya 2022, arXiv:2202.01017.
     """
-    x1, x2 = points[..., :1], points[..., 1:]
-    bend = np.tanh(x2)
-    inside = SIGNS * (bend - 3.5) - 0.5 * x1
-    size = np.abs(inside)
-    clamped = np.maximum(size, FLOOR)
-    hills = np.log(clamped) + 6
-    slopes = np.sign(inside) / clamped * (size >= FLOOR)
-    gaps, depth = x1 - CENTRES, x2 + 8
-    valleys = (gaps * gaps + 0.1 * depth * depth) / 10 - 20
-    side = np.tanh(0.5 * x2)
-    upper, lower = np.maximum(side, 0), np.maximum(-side, 0)
-    steep = 0.5 * (1 - side * side)
-    climb = upper * slopes
-    gradients = np.empty((*inside.shape, 2))
-    gradients[..., 0] = lower * gaps / 5 - 0.5 * climb
-    gradients[..., 1] = (
-        steep * ((side >= 0) * hills - (side <= 0) * valleys) + climb * SIGNS * (1 - bend * bend) + lower * 0.02 * depth
-    )
-    losses = upper * hills + lower * valleys
-    losses[..., 0] *= scale
-    gradients[..., 0, :] *= scale
-    return losses, gradients
+    found = np.array([_at(x1, x2, (scale, 1.0)) for x1, x2 in points.reshape(-1, 2).tolist()])
+    found = found.reshape(*points.shape[:-1], 2, 3)
+    return found[..., 0], found[..., 1:]
+
+
+def _at(x1: float, x2: float, scales: tuple[float, float]) -> list[tuple[float, float, float]]:
+    """Each loss and its two derivatives. Floats: the few starts of a run take a third of an array's time."""
+    bend, side, depth = math.tanh(x2), math.tanh(x2 / 2), x2 + 8
+    upper, lower, steep = max(side, 0.0), max(-side, 0.0), (1 - side * side) / 2
+    found = []
+    for centre, sign, scale in zip(CENTRES, SIGNS, scales, strict=True):
+        inside = sign * (bend - 3.5) - x1 / 2
+        hill = math.log(max(abs(inside), FLOOR)) + 6
+        climb = upper / inside if abs(inside) >= FLOOR else 0.0
+        gap = x1 - centre
+        valley = (gap * gap + depth * depth / 10) / 10 - 20
+        change = steep * ((hill if side >= 0 else 0.0) - (valley if side <= 0 else 0.0))
+        down = climb * sign * (1 - bend * bend) + lower * depth / 50
+        found.append(
+            (scale * (upper * hill + lower * valley), scale * (lower * gap / 5 - climb / 2), scale * (change + down))
+        )
+    return found
 
 
 def on_front(points: Array) -> NDArray[np.bool_]:

@@ -65,14 +65,15 @@ def run(
     descend(path, directions, optimizer, scale=scale, clip=clip, epoch=epoch)
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
 
-    losses, _ = losses_and_gradients(path, scale=scale)
-    _trajectories(path, losses, starts, every=every).to_parquet(run_dir / "trajectories.parquet", index=False)
+    table = _trajectories(path, starts, every=every, scale=scale)
+    table.to_parquet(run_dir / "trajectories.parquet", index=False)
+    ends, _ = losses_and_gradients(path[-1], scale=scale)
     inside = on_front(path)
     found = {
         start: {
             "from": path[0, i].tolist(),
             "to": path[-1, i].tolist(),
-            "losses": losses[-1, i].tolist(),
+            "losses": ends[i].tolist(),
             "reached": bool(inside[-1, i]),
             "first_step": int(inside[:, i].argmax()) if inside[:, i].any() else None,
             "degenerate_steps": directions.degenerate[start],
@@ -142,13 +143,13 @@ def _clipped(directions: Array, clip: float | None) -> Array:
     return directions * (clip / np.maximum(lengths, clip))
 
 
-def _trajectories(path: Array, losses: Array, starts: Iterable[str], *, every: int) -> pd.DataFrame:
-    """(steps + 1, S, 2) points and losses -> columns start, step, x1, x2, f1, f2; a start's rows follow each other."""
+def _trajectories(path: Array, starts: Iterable[str], *, every: int, scale: float) -> pd.DataFrame:
+    """(steps + 1, S, 2) points -> columns start, step, x1, x2, f1, f2; a start's rows follow each other."""
     steps = np.unique(np.append(np.arange(0, len(path), every), len(path) - 1))
+    losses, _ = losses_and_gradients(path[steps], scale=scale)
+    rows = np.concatenate([path[steps], losses], axis=-1)
     tables = [
-        pd.DataFrame(np.hstack([path[steps, i], losses[steps, i]]), columns=["x1", "x2", "f1", "f2"]).assign(
-            start=start, step=steps
-        )
+        pd.DataFrame(rows[:, i], columns=["x1", "x2", "f1", "f2"]).assign(start=start, step=steps)
         for i, start in enumerate(starts)
     ]
     return pd.concat(tables, ignore_index=True)[["start", "step", "x1", "x2", "f1", "f2"]]

@@ -31,7 +31,7 @@ def test_famo() -> None:
     # ... Adam .025 after (1.5, .45) -> next dl at (1.5, .45) = (.222013, .777987)
     balancer.after_step(tensor(2, 0.5), tensor(1.5, 0.45))
     # ... dw = (.045580, -.045580), which the first moments hold a tenth of
-    assert (10 * balancer.moments[0]).tolist() == six(0.045580, -0.045580)
+    assert (10 * balancer.adam[0]).tolist() == six(0.045580, -0.045580)
     assert derivative(balancer, tensor(1.5, 0.45))[1] == six(0.222013, 0.777987)
 
 
@@ -71,11 +71,11 @@ def test_famo_updates_the_tasks_that_have_losses() -> None:
         pair.after_step(tensor(2, 1), tensor(1.5, 0.9))
     assert balancer.logits[[0, 2]].tolist() == pair.logits.tolist()
     assert balancer.logits[1] == 0
-    assert balancer.updates.tolist() == [3, 0, 3]
+    assert balancer.adam[2].tolist() == [3, 0, 3]
     balancer.after_step(tensor(2, 0, 1), tensor(1.5, 1, 0))
-    assert balancer.updates.tolist() == [4, 0, 3]
+    assert balancer.adam[2].tolist() == [4, 0, 3]
     balancer.after_step(tensor(0, 0, 0), tensor(1, 1, 1))
-    assert balancer.updates.tolist() == [4, 0, 3]
+    assert balancer.adam[2].tolist() == [4, 0, 3]
 
 
 def test_famo_of_losses_far_apart() -> None:

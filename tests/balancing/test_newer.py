@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mtlbench.balancing.base import TaskSpec
 from mtlbench.balancing.pcd import PCD
-from mtlbench.linalg.halfspaces import least_change
+from tests.balancing.solvers import least_change
 
 A = [[3.0, 0.0], [-1.0, 2.0]]
 SPECS = [TaskSpec(name, "regression") for name in ("left", "right", "sum")]

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import nnls
 
-from mtlbench.linalg import alpha_fair, dual_cone, min_norm
 from tests.balancing.rows import tensor
+from tests.balancing.solvers import alpha_fair, dual_cone, min_norm
 
 ANGLES = st.one_of(st.floats(0, math.pi), st.sampled_from([0.0, math.pi, math.pi - 1e-7, 1e-7, math.pi / 2]))
 SCALES = st.sampled_from([1e-10, 1e-3, 1.0, 7.0, 1e10])

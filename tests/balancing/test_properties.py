@@ -15,20 +15,21 @@ from mtlbench.balancing.pcgrad import pcgrad_weights
 from mtlbench.balancing.uncertainty import uncertainty_objective
 from tests.balancing.losses import modest, vectors
 from tests.balancing.rows import matrices
+from tests.balancing.solvers import on_tensors
 
 
 @modest
 @given(matrices(), st.floats(1e-6, 1e6))
 def test_mgda_does_not_depend_on_the_common_scale(rows: Tensor, factor: float) -> None:
     losses = torch.ones(len(rows), dtype=torch.float64)
-    plain, scaled = (mgda_weights(j @ j.T, losses)[0] @ rows for j in (rows, factor * rows))
+    plain, scaled = (on_tensors(mgda_weights)(j @ j.T, losses)[0] @ rows for j in (rows, factor * rows))
     assert torch.allclose(plain, scaled, atol=1e-6 * float(rows.norm(dim=1).max()))
 
 
 @modest
 @given(matrices(), st.floats(0.01, 3))
 def test_cagrad_stays_in_its_ball_and_serves_the_worst_off(rows: Tensor, c: float) -> None:
-    weights, regular = cagrad_weights(rows @ rows.T, c=c)
+    weights, regular = on_tensors(cagrad_weights)(rows @ rows.T, c=c)
     direction, mean = weights @ rows, rows.mean(0)
     noise = 1e-6 * float(rows.norm(dim=1).max()) * (1 + c)
     assert (direction - mean).norm() <= c * mean.norm() + noise
@@ -46,7 +47,7 @@ def test_pcgrad_of_two_is_the_sum_of_mutual_projections(rows: Tensor) -> None:
     assume(h.norm() > 1e-3)
     inner = torch.clamp(g @ h, max=0)
     expected = (g - inner / (h @ h) * h) + (h - inner / (g @ g) * g)
-    weights = pcgrad_weights((rows @ rows.T)[None], generator=torch.Generator().manual_seed(0))
+    weights = on_tensors(pcgrad_weights)((rows @ rows.T)[None], generator=torch.Generator().manual_seed(0))
     assert torch.allclose(weights[0] @ rows, expected, atol=1e-9 * float(rows.norm()))
     assert (rows @ expected >= -1e-9 * rows.norm() ** 2).all()
 
@@ -54,7 +55,7 @@ def test_pcgrad_of_two_is_the_sum_of_mutual_projections(rows: Tensor) -> None:
 @modest
 @given(matrices())
 def test_pcgrad_without_conflict_is_the_sum(rows: Tensor) -> None:
-    weights = pcgrad_weights((rows.abs() @ rows.abs().T)[None], generator=None)
+    weights = on_tensors(pcgrad_weights)((rows.abs() @ rows.abs().T)[None], generator=None)
     assert torch.equal(weights, torch.ones(1, len(rows), dtype=torch.float64))
 
 

@@ -19,6 +19,7 @@ from mtlbench.balancing.modo import MoDo
 from mtlbench.balancing.sdmgrad import SDMGrad, sdmgrad_weights
 from mtlbench.balancing.simplex import project
 from tests.balancing.rows import OPPOSITE, SEEDS, A, B, C, direction, jacobian, six, tensor, weigh
+from tests.balancing.solvers import on_tensors
 
 # ---------------------------------------------------------------- sdmgrad, exact
 
@@ -51,7 +52,7 @@ def test_sdmgrad_is_optimal(size: int, kind: str) -> None:
         if kind == "scaled":
             rows = rows * torch.logspace(-3, 3, size, dtype=torch.float64)[:, None]
         gramian = rows @ rows.T
-        weights, _ = sdmgrad_weights(gramian, lambda_=0.3)
+        weights, _ = on_tensors(sdmgrad_weights)(gramian, lambda_=0.3)
         multipliers = (1.3 * weights - 0.3 / size).clamp_min(0)
         multipliers[multipliers < 1e-12] = 0
         products = gramian @ (1.3 * weights)

@@ -17,8 +17,8 @@ from mtlbench.balancing.dualproj import DualProj
 from mtlbench.balancing.imtl_g import IMTLG
 from mtlbench.balancing.nash_mtl import NashMTL
 from mtlbench.balancing.upgrad import UPGrad
-from mtlbench.linalg import alpha_fair
 from tests.balancing.rows import weigh
+from tests.balancing.solvers import alpha_fair
 from tests.balancing.test_solvers import direction
 
 SHAPES = [(1, 3), (2, 5), (3, 4), (5, 12), (10, 40)]

@@ -10,8 +10,8 @@ import torch
 import torchjd.aggregation as reference
 from torch import Tensor
 
-from mtlbench.linalg import alpha_fair, conflict_averse, dual_cone, min_norm
 from tests.balancing import residuals
+from tests.balancing.solvers import alpha_fair, conflict_averse, dual_cone, min_norm
 
 SEEDS = range(3)
 

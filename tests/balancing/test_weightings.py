@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import io
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 import torchjd.aggregation as reference
 from hypothesis import given
 
-from mtlbench.balancing.base import Balancer, Property
+from mtlbench.balancing.base import Balancer, Property, Weighting
 from mtlbench.balancing.crmogm import CRMOGM
 from mtlbench.balancing.equal import Equal
 from mtlbench.balancing.gradvac import GradVac
@@ -90,6 +91,17 @@ def test_gradvac_reaches_the_cosine_that_it_wants(seed: int) -> None:
     weights = weigh(balancer, other)
     corrected = other[0] + (weights[1] - 1) * other[1]
     assert float(torch.cosine_similarity(corrected, other[1], dim=0)) == pytest.approx(max(wanted, had), abs=1e-6)
+
+
+@pytest.mark.parametrize("make", [GradVac, PCGrad])
+@given(SEEDS)
+def test_two_gradients_are_three_with_a_zero_one(make: Callable[..., Weighting], seed: int) -> None:
+    """Two have a way of their own; a zero gradient neither changes nor is changed."""
+    two, three = make(num_tasks=2, seed=0), make(num_tasks=3, seed=0)
+    for step in range(3):
+        rows = jacobian(seed + step, (2, 3)) * torch.tensor([[1.0], [1e-3]])
+        expected = weigh(three, torch.cat([rows, torch.zeros(1, 3)]))[:2]
+        assert weigh(two, rows).tolist() == pytest.approx(expected.tolist(), rel=1e-9)
 
 
 def test_gradvac_by_layer_treats_each_layer_by_itself() -> None:

@@ -20,9 +20,9 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torchjd.linalg import QuadprogProjector
 
-from mtlbench.linalg import dual_cone
 from mtlbench.methods import methods
 from tests.balancing import residuals
+from tests.balancing.solvers import dual_cone
 from tests.contract.test_balancers import build
 
 SIZES, PROBLEMS, ROUNDS = (2, 10, 40), 3, 30
