@@ -25,7 +25,7 @@ from tests.balancing import residuals
 from tests.balancing.solvers import dual_cone
 from tests.contract.test_balancers import build
 
-SIZES, PROBLEMS, ROUNDS = (2, 10, 40), 3, 30
+SIZES, PROBLEMS, ROUNDS = (2, 10, 40), 10, 10
 SECONDS = 0.3  # of timed calls, for one solver on the problems of one kind and size
 Solve = Callable[[Tensor], Tensor]
 
