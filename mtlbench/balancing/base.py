@@ -15,6 +15,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+Status = Literal["solved", "degenerate"]
+
 
 class Property(Enum):
     """A claim about a balancer's result that the contract suite checks on every class that makes it."""
@@ -62,7 +64,7 @@ class Balancer(nn.Module, ABC):
     properties: frozenset[Property] = frozenset()
     # How the last call went. `degenerate`: the input has no balanced direction (a zero row, opposite
     # gradients) and the class's declared result was returned.
-    status: Literal["solved", "degenerate"] = "solved"
+    status: Status = "solved"
 
     def __init__(self, *, num_tasks: int, seed: int, tasks: Sequence[TaskSpec] | None = None) -> None:
         super().__init__()

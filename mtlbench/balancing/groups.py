@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mtlbench.balancing.base import Status
 from mtlbench.linalg import Array
-
-Status = Literal["solved", "degenerate"]
 
 
 def to_array(given: Tensor) -> Array:
