@@ -45,9 +45,10 @@ def sdmgrad_steps(
     if scale == 0:
         return weights
     cross = cross / scale / scale
+    pull = lambda_ / len(weights) * cross.sum(1)
     velocity = np.zeros_like(weights)
     for _ in range(steps):
-        velocity = momentum * velocity + cross @ (weights + lambda_ / len(weights))
+        velocity = momentum * velocity + (cross @ weights + pull)
         weights = project(weights - lr * velocity)
     return weights
 
