@@ -8,9 +8,15 @@ from __future__ import annotations
 import argparse
 import functools
 
-from tests.bench import loader, overhead, solvers, steps
+from tests.bench import approximations, loader, overhead, solvers, steps
 
-TABLES = {"overhead": overhead.main, "loader": loader.main, "solvers": solvers.main, "steps": steps.main}
+TABLES = {
+    "overhead": overhead.main,
+    "loader": loader.main,
+    "solvers": solvers.main,
+    "steps": steps.main,
+    "approximations": approximations.main,
+}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure what mtlbench costs.")

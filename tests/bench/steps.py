@@ -119,11 +119,15 @@ def peak(system: System) -> float:
     return top / 2**20
 
 
+def revision() -> str:
+    """Of this code; `+`: with changes that are not committed."""
+    state = git_state()
+    return "unknown" if state is None else state["revision"][:12] + "+" * state["dirty"]
+
+
 def run(chosen: Sequence[tuple[str, str]], *, repetitions: int, console: Console) -> pd.DataFrame:
     """One row for each setting, method, measure and system."""
-    state = git_state()
-    revision = "unknown" if state is None else state["revision"][:12] + "+" * state["dirty"]
-    origin = {name: importlib.metadata.version(name) for name in ("torch", "torchjd")} | {"mtlbench": revision}
+    origin = {name: importlib.metadata.version(name) for name in ("torch", "torchjd")} | {"mtlbench": revision()}
     rows: list[dict[str, Any]] = []
     with Progress(console=console, transient=True) as progress:
         for setting, method in chosen:
