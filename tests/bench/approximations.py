@@ -1,8 +1,8 @@
 """How far the named approximations of the engine are from exact balancing, at every step of a real training.
 
 The training is benchmark=multidigits5 (five tasks, one encoder) with the exact weights. At each of its steps each
-approximation gives its weights for the same losses, and the error is that of the direction of the shared parameters:
-|J'w - J'w*| / |J'w*|, J the (T, P) gradients of the step and w* the exact weights.
+approximation gives its weights for the same losses, and the error is the distance of the two directions of the shared
+parameters, each at length 1: | J'w / |J'w| - J'w* / |J'w*| |, J the (T, P) gradients of the step, w* the exact weights.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from mtlbench.assembly import set_up
 from mtlbench.data.mixing import batches_of
@@ -67,7 +68,7 @@ class Follower:
         return record.weights[0].double()
 
     def steps(self) -> Iterator[dict[str, float]]:
-        """The relative errors of each step, which is then made."""
+        """The errors of each step, which is then made."""
         self.module.train()
         while True:
             for item in self.data.train_dataloader():
@@ -86,12 +87,10 @@ class Follower:
         tried = {name: self._weights(losses, **options) for name, options in OPTIONS.items()}
         tried |= {f"refresh, age {age}": self.past[-age] for age in AGES if age <= len(self.past)}
         exact = self._weights(losses)
-        direction = exact @ jacobian
         self.past.append(exact)
         self.optimizer.step()
-        return {
-            name: float((weights @ jacobian - direction).norm() / direction.norm()) for name, weights in tried.items()
-        }
+        wanted = normalize(exact @ jacobian, dim=0)
+        return {name: float((normalize(weights @ jacobian, dim=0) - wanted).norm()) for name, weights in tried.items()}
 
 
 def run(methods: tuple[str, ...] = METHODS, *, steps: int = STEPS, overrides: tuple[str, ...] = ()) -> pd.DataFrame:
@@ -132,7 +131,7 @@ def main() -> None:
     before, rest = README.read_text(encoding="utf-8").split(BEGIN)
     README.write_text(f"{before}{BEGIN}\n{markdown(found)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
     header, *rows = table(found)
-    shown = Table(title="Error of the direction over its length, median / 95 % of the steps")
+    shown = Table(title="Error of the direction at length 1, median / 95 % of the steps")
     for name in header:
         shown.add_column(name, justify="left" if name == header[0] else "right")
     for cells in rows:
