@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,10 +10,15 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
 from mtlbench.gradients.graph import Graph, Use
+from mtlbench.gradients.kernels import Kernels
 from mtlbench.gradients.parts import COLUMNS, Part, Product, Rows, Tokens
+
+CONVOLUTION = "ConvolutionBackward0"
 
 # Multiply-adds that take as long as moving one number to and from memory.
 MOVE = 20
+LANES = 16  # channels in a vector, to whole numbers of which a CPU's convolutions are filled up
+TOGETHER = 1 << 21  # numbers of the gradients of a convolution's result that go into one call
 
 
 def divide(
@@ -45,6 +51,8 @@ def divide(
             if shared[index].ndim == 2:
                 part = None if grouped else _product(graph, shared, index, biases, groups, tasks, rough=rough)
                 part = part or _tokens(graph, shared[index], index, groups[index], tasks, always=grouped)
+            elif shared[index].ndim == 4 and not grouped:
+                part = _kernels(graph, shared, index, biases, groups, tasks)
             if part is None:
                 left.append(index)
             else:
@@ -129,11 +137,47 @@ def _in_out(weight: Tensor, out_in: bool) -> tuple[int, int]:
 
 
 def _added_to(graph: Graph, parameter: Tensor) -> frozenset[Node]:
-    """The products that a parameter is added to; empty where it is used otherwise too."""
+    """The products or convolutions that a parameter is added to; empty where it is used otherwise too."""
     uses = graph.uses.get(id(parameter), [])
-    if all(use.slot == 0 and kind(use.node) == "AddmmBackward0" for use in uses):
+    if all((kind(use.node), use.slot) in (("AddmmBackward0", 0), (CONVOLUTION, 2)) for use in uses):
         return frozenset(use.node for use in uses)
     return frozenset()
+
+
+def _kernels(
+    graph: Graph,
+    shared: Sequence[nn.Parameter],
+    index: int,
+    biases: dict[frozenset[Node], int],
+    groups: Sequence[int],
+    tasks: int,
+) -> Kernels | None:
+    node: Any
+    (node, slot), *more = graph.uses[id(shared[index])]
+    if more or kind(node) != CONVOLUTION or slot != 1 or node._saved_transposed or node._saved_groups != 1:
+        return None
+    bias = biases.get(frozenset([node]))
+    if node.next_functions[2][0] is not None and (bias is None or groups[bias] != groups[index]):
+        return None
+    x, numbers = node._saved_input, math.prod(node._input_metadata[0].shape)
+    d_out, d_in, *sides = shared[index].shape
+    if not x.is_cpu or d_in <= 3:  # an image's few channels are not filled up
+        return None
+    calls = -(-tasks // max(1, TOGETHER // numbers))
+    together = -(-tasks // calls)
+    area = numbers // d_out * math.prod(sides)
+    by_rows = area * tasks * _filled(d_in) * _filled(d_out)
+    by_kernels = area * calls * d_in * _filled(together * d_out) + MOVE * (x.numel() + tasks * numbers)
+    if 4 * by_kernels > 3 * by_rows:  # near each other the count does not tell which is quicker
+        return None
+    indices = [index] if bias is None else [index, bias]
+    parameters = [shared[i] for i in indices]
+    return Kernels(indices, parameters, node, together=together, group=groups[index], tasks=tasks)
+
+
+def _filled(channels: int) -> int:
+    """Up to whole vectors."""
+    return -(-channels // LANES) * LANES
 
 
 def _tokens(graph: Graph, weight: Tensor, index: int, group: int, tasks: int, *, always: bool) -> Tokens | None:

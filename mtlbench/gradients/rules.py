@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtlbench.gradients.choice import factor_of, kind, product_of
+from mtlbench.gradients.choice import CONVOLUTION, factor_of, kind, product_of
 from mtlbench.gradients.graph import Graph, Use
+from mtlbench.gradients.kernels import settings_of
 
-LAYER_NORM, BATCH_NORM, CONVOLUTION = "NativeLayerNormBackward0", "NativeBatchNormBackward0", "ConvolutionBackward0"
+LAYER_NORM, BATCH_NORM = "NativeLayerNormBackward0", "NativeBatchNormBackward0"
 
 
 class Rule(ABC):
@@ -118,8 +119,7 @@ def rule_of(graph: Graph, use: Use) -> Rule | None:
         return Bias(node, len(node._saved_input))
     if name == CONVOLUTION:
         x, weight = node._saved_input.detach(), node._saved_weight.detach()
-        names = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
-        return Kernel(node, len(x), x, weight, tuple(getattr(node, f"_saved_{each}") for each in names))
+        return Kernel(node, len(x), x, weight, settings_of(node))
     if name not in (LAYER_NORM, BATCH_NORM):
         return None
     x = node._saved_input.detach()

@@ -239,7 +239,7 @@ def test_a_loss_may_be_a_parameter() -> None:
 @pytest.mark.parametrize(("make", "own_rows", "route", "parts"), [
     (linear, False, "batched", {"Product"}),
     (linear, True, "grouped", {"Rows"}),
-    (conv2d, False, "ghost", {"Product", "Rows"}),
+    (conv2d, False, "ghost", {"Product", "Kernels", "Rows"}),
     (large_embedding, False, "ghost", {"Product", "Tokens"}),
     (tied, False, "ghost", {"Product", "Rows"}),
     (bert, False, "ghost", {"Product", "Tokens", "Rows"}),
