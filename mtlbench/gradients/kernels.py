@@ -21,9 +21,9 @@ def settings_of(node: Any) -> tuple[Any, ...]:
 class Kernels(Rows):
     """Weight and bias of a convolution in two dimensions that is called once, by way of the gradients of its result.
 
-    The gradients (N, C', H, W) of several tasks, side by side, are those of a convolution with as many more channels,
-    and its weight's gradient is the tasks' rows. On a CPU channels that come last in memory are not filled up to whole
-    vectors on the side of the input, and many on the side of the result leave few empty places in one.
+    The gradients (N, C', H, W) of several tasks, side by side, are those of a convolution with as many times the
+    channels, and its weight's gradient is the tasks' rows. A CPU fills the channels of both sides up to whole vectors.
+    Of the result's that is little where there are many, and of the input's nothing where they come last in memory.
 
     Args:
         indices: of the weight, and of the bias where there is one.
