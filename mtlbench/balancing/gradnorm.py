@@ -121,11 +121,9 @@ class GradNorm(Weighting):
     def forward(self, gramian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
         index = index_of(active, self.weights)
         weights = self.weights[index].clone()
-        current = losses.to(weights)
-        if self.initial == "first_step":
-            known = self.initial_losses[index]
-            self.initial_losses[index] = torch.where(known.isnan(), current, known)
-        first = self.initial_losses[index]
+        current, first = losses.to(weights), self.initial_losses[index]
+        if self.initial == "first_step" and first.isnan().any():
+            first = self.initial_losses[index] = torch.where(first.isnan(), current, first)
         self.status = "solved"
         if not first.isnan().any():
             self._check(current, first, active)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from mtlbench.gradients.graph import Graph
+from mtlbench.gradients.choice import kind
+from mtlbench.gradients.graph import LEAF, Graph
 from mtlbench.gradients.parts import Asked
 
 # At the representation, of the tasks in one batched backward: what a cache holds, and what a large memory holds.
@@ -23,6 +25,7 @@ class Backwards:
 
     Attributes:
         private: for each task so far the gradients of the private parameters that it reaches, by index.
+        cut: the result where all losses meet, that before its ReLU where it has one; None where they do not meet.
 
     Args:
         graph: of the losses.
@@ -38,7 +41,9 @@ class Backwards:
         self._graph, self._losses, self._factor, self._parameters = graph, losses, factor, private
         self.again = again
         self._at_cut: dict[int, Tensor | None] = {}
+        self._stack: Tensor | None = None  # (A, ...) all of them in one
         self.private: list[dict[int, Tensor]] = []
+        self.cut, self._relu = _before_relu(graph.cut)
 
     def __len__(self) -> int:
         return len(self._losses)
@@ -47,21 +52,23 @@ class Backwards:
         """The gradient where all losses meet; None where this one is not there."""
         if task not in self._at_cut and not self._all_at_cut():
             # What lies before the cut is kept: it is little, and the first step's check goes through it again.
-            (self._at_cut[task],) = self._of_loss(task, [self._graph.cut], retain=True)
+            (self._at_cut[task],) = self._of_loss(task, [self.cut], retain=True)
         return self._at_cut[task]
 
     def _all_at_cut(self) -> bool:
         """The same of all losses by one backward, where their ways to the cut are apart; whether it was done."""
         cut, nodes = self._graph.cut, self._graph.nodes
         assert cut is not None
-        most = ALL_AT_ONCE * NUMBERS[self._losses[0].device.type]
         if self.private or self._graph.mixed or cut.node in {loss.grad_fn for loss in self._losses}:
             return False
-        if len(self) * math.prod(_shape(cut)) > most:
+        size, most = len(self) * math.prod(_shape(cut)), ALL_AT_ONCE * NUMBERS[self._losses[0].device.type]
+        if size > most and not self.again:  # where they are gone back from again, all are kept however they are taken
             return False
         self._at_cut = dict.fromkeys(range(len(self)))
+        self._stack = self._losses[0].new_empty(len(self), *_shape(cut), dtype=_dtype(cut))
+        passes = None if self._relu is None else self._relu._saved_result
         hooks = [
-            use.node.register_hook(partial(self._note, nodes[use.node].bit_length() - 1, use.slot))
+            use.node.register_hook(partial(self._note, nodes[use.node].bit_length() - 1, use.slot, passes))
             for use in self._graph.heads
         ]
         reach = self._graph.reach
@@ -77,20 +84,36 @@ class Backwards:
         finally:
             for hook in hooks:
                 hook.remove()
+        for task, found in self._at_cut.items():
+            if found is None:
+                self._stack[task].zero_()
         self.private.extend({} for _ in self._losses)
         for index, grad in zip(own, grads[1:], strict=True):
             if grad is not None:
                 self.private[reach[id(self._parameters[index])].bit_length() - 1][index] = grad
         return True
 
-    def _note(self, task: int, slot: int, inputs: tuple[Tensor | None, ...], outputs: tuple[Tensor, ...]) -> None:
-        """Takes one task's part of the gradient at the cut on its way there."""
-        old, new = self._at_cut[task], inputs[slot]
-        self._at_cut[task] = new if old is None else old if new is None else old + new
+    def _note(
+        self,
+        task: int,
+        slot: int,
+        passes: Tensor | None,
+        inputs: tuple[Tensor | None, ...],
+        outputs: tuple[Tensor, ...],
+    ) -> tuple[Tensor | None, ...]:
+        """Takes one task's part of the gradient at the cut out of its way there, on which autograd would add all up."""
+        assert self._stack is not None
+        row, part = self._stack[task], inputs[slot]
+        if part is not None and self._at_cut[task] is None:
+            _through(passes, part, row)
+            self._at_cut[task] = row
+        elif part is not None:
+            row += _through(passes, part, torch.empty_like(row))
+        return (*inputs[:slot], None, *inputs[slot + 1 :])
 
     def one(self, task: int, asked: Sequence[Asked], *, retain: bool) -> Sequence[Tensor | None]:
         """One task's gradients of what is asked for."""
-        if self.again and self._graph.cut is not None:
+        if self.again and self.cut is not None:
             self.at_cut(task)
         if task not in self._at_cut:
             return self._of_loss(task, asked, retain=retain or self.again)
@@ -101,46 +124,64 @@ class Backwards:
         self, start: int, size: int | None, asked: Sequence[Asked], *, keep: bool
     ) -> tuple[slice, Sequence[Tensor | None]]:
         """Gradients (n, ...) of what is asked for, of so many tasks or as many as have `NUMBERS` numbers at the cut."""
-        assert self._graph.cut is not None
-        shape = _shape(self._graph.cut)
+        assert self.cut is not None
         if size is None:
-            most = max(1, NUMBERS[self._losses[0].device.type] // math.prod(shape))
+            most = max(1, NUMBERS[self._losses[0].device.type] // math.prod(_shape(self.cut)))
             size = -(-len(self) // -(-len(self) // most))  # as few chunks as that takes, of one size
-        tasks = range(start, min(start + size, len(self)))
-        found = [self.at_cut(task) for task in tasks]
-        if not self.again:
-            for task in tasks:
-                del self._at_cut[task]
-        known = next((one for one in found if one is not None), self._losses[0])
+        tasks = slice(start, min(start + size, len(self)))
         grads = torch.autograd.grad(
-            [self._graph.cut],
+            [self.cut],
             asked,
-            [torch.stack([known.new_zeros(shape) if one is None else one for one in found])],
+            [self._stacked(tasks)],
             is_grads_batched=True,
             retain_graph=keep or self.again or tasks.stop < len(self),
             allow_unused=True,
         )
-        return slice(start, tasks.stop), grads
+        return tasks, grads
+
+    def _stacked(self, tasks: slice) -> Tensor:
+        """(n, ...) gradients at the cut, which are let go where they are not gone back from again."""
+        assert self.cut is not None
+        found = [self.at_cut(task) for task in range(tasks.start, tasks.stop)]
+        if not self.again:
+            for task in range(tasks.start, tasks.stop):
+                del self._at_cut[task]
+        if self._stack is not None:
+            return self._stack[tasks]
+        known = next((one for one in found if one is not None), self._losses[0])
+        return torch.stack([known.new_zeros(_shape(self.cut)) if one is None else one for one in found])
+
+    def is_cut(self, asked: Asked) -> bool:
+        """Whether what is asked for is the gradient at the cut itself."""
+        return self.cut is not None and isinstance(asked, GradientEdge) and asked == self.cut
+
+    def all_at_cut(self) -> Tensor | None:
+        """(A, ...) gradients at the cut of all tasks, where one backward found them and they are kept."""
+        if self.again and self.cut is not None:
+            self.at_cut(0)
+        return self._stack if self.again else None
 
     def sum_at_cut(self, weights: Tensor | None = None) -> Tensor | None:
         """Of all tasks, with weights (A,)."""
-        factors = [1.0] * len(self) if weights is None else weights.tolist()
-        found = [(self.at_cut(task), factor) for task, factor in enumerate(factors)]
-        parts = [one if factor == 1 else one * factor for one, factor in found if one is not None]
-        return sum(parts[1:], parts[0]) if parts else None
+        total: Tensor | None = None
+        for task, factor in enumerate([1.0] * len(self) if weights is None else weights.tolist()):
+            one = self.at_cut(task)
+            if one is not None:
+                total = one * factor if total is None else total.add_(one, alpha=factor)
+        return total
 
     def weighted(self, weights: Tensor, parameters: Sequence[Tensor], *, retain: bool) -> Sequence[Tensor | None]:
         """The gradients of the losses' sum with weights (A,)."""
-        if self._graph.cut is not None:
+        if self.cut is not None:
             return self._of_cut(self.sum_at_cut(weights), parameters, retain=retain)
         factors = (weights * self._factor).tolist()
         cotangents = [torch.full_like(loss, factor) for loss, factor in zip(self._losses, factors, strict=True)]
         return torch.autograd.grad(self._losses, parameters, cotangents, retain_graph=retain, allow_unused=True)
 
     def _of_cut(self, cotangent: Tensor | None, asked: Sequence[Asked], *, retain: bool) -> Sequence[Tensor | None]:
-        if cotangent is None or self._graph.cut is None or not asked:
+        if cotangent is None or self.cut is None or not asked:
             return [None] * len(asked)
-        return torch.autograd.grad([self._graph.cut], asked, [cotangent], retain_graph=retain, allow_unused=True)
+        return torch.autograd.grad([self.cut], asked, [cotangent], retain_graph=retain, allow_unused=True)
 
     def _of_loss(self, task: int, asked: Sequence[Asked], *, retain: bool) -> Sequence[Tensor | None]:
         """From the loss itself; the private parameters' gradients are kept."""
@@ -159,3 +200,24 @@ class Backwards:
 def _shape(edge: GradientEdge) -> Sequence[int]:
     shape: Sequence[int] = edge.node._input_metadata[edge.output_nr].shape
     return shape
+
+
+def _dtype(edge: GradientEdge) -> torch.dtype:
+    dtype: torch.dtype = edge.node._input_metadata[edge.output_nr].dtype
+    return dtype
+
+
+def _before_relu(cut: GradientEdge | None) -> tuple[GradientEdge | None, Any]:
+    """The result that a ReLU at the cut was made of, and its node; the cut itself and None where there is none."""
+    if cut is not None and kind(cut.node) == "ReluBackward0":
+        source, output = cut.node.next_functions[0]
+        if source is not None and type(source) is not LEAF:
+            return GradientEdge(source, output), cut.node
+    return cut, None
+
+
+def _through(passes: Tensor | None, grad: Tensor, out: Tensor) -> Tensor:
+    """Writes a gradient as a ReLU with a given result passes it back, or as it is."""
+    if passes is None:
+        return out.copy_(grad)
+    return torch.ops.aten.threshold_backward.grad_input(grad, passes, 0, grad_input=out)

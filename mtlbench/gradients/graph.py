@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
-_LEAF: Any = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]
+LEAF: Any = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]
 
 
 class Use(NamedTuple):
@@ -76,7 +76,7 @@ def read(losses: Sequence[Tensor], shared: Collection[int], private: Collection[
     met = False  # a shared parameter
     for task, loss in enumerate(losses):
         edge = torch.autograd.graph.get_gradient_edge(loss)
-        if type(edge.node) is _LEAF:  # the loss is a parameter
+        if type(edge.node) is LEAF:  # the loss is a parameter
             reach[id(loss)] = reach.get(id(loss), 0) | 1 << task
             met = True
             continue
@@ -96,7 +96,7 @@ def read(losses: Sequence[Tensor], shared: Collection[int], private: Collection[
         for slot, (source, output) in enumerate(node.next_functions):
             if source is None:
                 continue
-            if type(source) is _LEAF:
+            if type(source) is LEAF:
                 leaf = id(source.variable)  # type: ignore[attr-defined]
                 uses.setdefault(leaf, []).append(Use(node, slot))
                 reach[leaf] = reach.get(leaf, 0) | mask

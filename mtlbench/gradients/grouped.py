@@ -34,7 +34,9 @@ def starts_of(cotangents: Iterable[Tensor | None]) -> list[int] | None:
     for cotangent in cotangents:
         if cotangent is None or cotangent.ndim == 0:
             return None
-        rows = cotangent.reshape(len(cotangent), -1).any(1).nonzero()
+        if starts and cotangent[0].any():  # as it mostly is: seen without a look at all rows
+            return None
+        rows = cotangent.reshape(len(cotangent), -1).abs().amax(1).nonzero()  # any(1) takes five times as long
         if not len(rows) or int(rows[0]) <= end:
             return None
         starts.append(int(rows[0]))

@@ -88,7 +88,7 @@ class Routes:
         if self._route not in ("auto", "grouped"):
             return None
         obstacle: str | None = "the losses do not meet in one representation of two tasks or more"
-        if graph.cut is not None and len(losses) > 1:
+        if losses.cut is not None and len(losses) > 1:
             obstacle = "two losses reach one row of the representation"
             starts = starts_of(losses.at_cut(task) for task in range(len(losses)))
             total = None if starts is None else losses.sum_at_cut()
@@ -98,7 +98,7 @@ class Routes:
                 obstacle = plan.obstacle
                 if obstacle is None:
                     result = LayerGradients("grouped", parts, losses.private, len(self._shared))
-                    plan.take(graph.cut, total, keep=losses.again or result.way not in self._verified)
+                    plan.take(losses.cut, total, keep=losses.again or result.way not in self._verified)
                     return result
         if self._route == "grouped":
             raise RouteRefusedError(f"route='grouped' can't be taken: {obstacle}. Say route='auto'.")
@@ -118,8 +118,13 @@ class Routes:
         keep = result.way not in self._verified
         asked = [tensor for part in parts for tensor in part.asked]
         start, tasks = 0, len(losses)
+        # A layer whose gradients are made of those at the cut, as the last one often is, needs no backward.
+        there = losses.all_at_cut() if asked and all(losses.is_cut(one) for one in asked) else None
         while start < tasks:
-            if batched:
+            grads: Sequence[Tensor | None]
+            if there is not None:
+                chunk, grads = slice(tasks), [there] * len(asked)
+            elif batched:
                 chunk, grads = losses.chunk(start, self._chunk, asked, keep=keep)
             else:
                 chunk = slice(start, start + 1)
