@@ -94,7 +94,7 @@ def read(
     means = stacked.detach().to("cpu", torch.float64)
     active = [index for index, _ in present]
     alone = ranks.size == 1
-    if alone and math.isfinite(means.sum()):  # without the cost and the rounding of sums; one NaN makes it NaN
+    if alone and math.isfinite(sum(means.tolist())):  # without the cost and the rounding of sums; one NaN makes it NaN
         totals = Totals(active, means, sizes, None)
     else:
         totals = _totals(active, means, sizes, len(tasks), ranks)

@@ -53,6 +53,7 @@ class Ways:
         self._balancer, self._tasks, self._shared, self._private = balancer, tasks, shared, private
         self._groups, self._measure, self._routes, self._ranks = groups, measure, routes, ranks
         self._heads, self._match = heads, normalize == "match_equal"
+        self._own = asking.own_parameters(balancer)
 
     def by_rows(self, rows: Rows, factor: float, *, scaled: bool, step: int) -> BalanceRecord:
         """From the rows of all shared parameters."""
@@ -160,7 +161,7 @@ class Ways:
         """A Scalarizer: one backward of its objective."""
         assert isinstance(self._balancer, Scalarizer)
         active, means = batch.totals.active, batch.totals.means
-        own = asking.own_parameters(self._balancer)
+        own = self._own
         if not batch.alone or self._match or any(p.device != batch.stacked.device for p in own):
             weights = asking.objective_weights(self._balancer, active, means, factor)
             return self.by_one_backward(batch, weights, factor, private=self._private)
@@ -171,7 +172,7 @@ class Ways:
             value, [losses, *parameters], torch.full_like(value, factor), allow_unused=True
         )
         write(parameters, grads)
-        return self._record(active, means, slopes[None] / factor, None)
+        return self._record(active, means, slopes[None] if factor == 1 else slopes[None] / factor, None)
 
     def by_kept_weights(self, batch: MicroBatch, weights: Tensor, factor: float) -> BalanceRecord:
         """A Weighting that is not asked: one backward with (1, A) weights of an earlier step."""
@@ -251,7 +252,7 @@ class Ways:
     def skip(self, active: list[int], means: Tensor) -> BalanceRecord:
         """No balanced step: gradients are None where no task had a label, NaN where a number was not finite."""
         self._measure.forget()
-        for parameter in [*self._shared, *self._private, *asking.own_parameters(self._balancer)]:
+        for parameter in [*self._shared, *self._private, *self._own]:
             parameter.grad = torch.full_like(parameter, torch.nan) if active else None
         return self._record(active, means, None, None)._replace(status="skipped")
 
