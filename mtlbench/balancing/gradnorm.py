@@ -122,10 +122,12 @@ class GradNorm(Weighting):
         index = index_of(active, self.weights)
         weights = self.weights[index].clone()
         current, first = losses.to(weights), self.initial_losses[index]
-        if self.initial == "first_step" and first.isnan().any():
+        known = not first.isnan().any()
+        if not known and self.initial == "first_step":
             first = self.initial_losses[index] = torch.where(first.isnan(), current, first)
+            known = True
         self.status = "solved"
-        if not first.isnan().any():
+        if known:
             self._check(current, first, active)
             lengths = gramian.diagonal(dim1=-2, dim2=-1).sum(0).sqrt().to(weights)
             if lengths.any() and current.any():
@@ -148,8 +150,8 @@ class GradNorm(Weighting):
             self.initial_losses.copy_(torch.where(self.initial_losses.isnan(), means, self.initial_losses))
 
     def _check(self, current: Tensor, first: Tensor, active: Tensor | None) -> None:
-        bad = (current < 0) | (first <= 0)
-        if bad.any():
+        if min(current.tolist()) < 0 or min(first.tolist()) <= 0:
+            bad = (current < 0) | (first <= 0)
             tasks = torch.arange(self.num_tasks, device=bad.device)
             task = int(select(tasks, active)[bad][0])
             raise ValueError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -24,17 +24,19 @@ def starts_of(cotangents: Iterable[Tensor | None]) -> list[int] | None:
     """The first row of each task, in a batch where each loss reaches rows of its own, one task after another.
 
     Args:
-        cotangents: (N, ...) of each loss, at what all read; None where it does not reach it.
+        cotangents: (N, ...) of each loss, two or more, at what all read; None where it does not reach it.
 
     Returns:
         None where two losses reach one row, or rows of a task lie before those of the last.
     """
     starts: list[int] = []
     end = -1
-    for cotangent in cotangents:
+    cotangents = iter(cotangents)
+    two = list(islice(cotangents, 2))
+    if all(one is not None and one.ndim and one[0].any() for one in two):  # as mostly: seen without a look at all rows
+        return None
+    for cotangent in chain(two, cotangents):
         if cotangent is None or cotangent.ndim == 0:
-            return None
-        if starts and cotangent[0].any():  # as it mostly is: seen without a look at all rows
             return None
         rows = cotangent.reshape(len(cotangent), -1).abs().amax(1).nonzero()  # any(1) takes five times as long
         if not len(rows) or int(rows[0]) <= end:

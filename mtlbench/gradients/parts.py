@@ -137,7 +137,7 @@ class Product(Part):
         # The kernel is symmetric: its upper triangle, half of the diagonal blocks included, and then the transpose.
         for start in range(0, len(kernel), BLOCK):
             stop = min(start + BLOCK, len(kernel))
-            kernel[start:stop, start:stop] *= 0.5
+            kernel[start:stop, start:stop].mul_(0.5)
             left = torch.matmul(kernel[start:stop, start:], grads[:, start:])
             half = left.flatten(1) @ grads[:, start:stop].flatten(1).T
             yield half + half.T

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -264,7 +265,10 @@ class Ways:
 
     def _finite_products(self, gram: Tensor, active: list[int], *, scaled: bool, step: int) -> bool:
         """Whether the rows behind a Gramian (G, A, A) are finite: their squares then are."""
-        finite = gram.diagonal(dim1=1, dim2=2).isfinite().all(0).cpu()
+        squares = gram.diagonal(dim1=1, dim2=2)
+        if math.isfinite(squares.sum()):  # none is negative
+            return True
+        finite = squares.isfinite().all(0).cpu()
         self._require(finite, active, scaled=scaled, step=step)
         return bool(finite.all())
 
