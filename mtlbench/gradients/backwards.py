@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,8 @@ class Backwards:
 
     Attributes:
         private: for each task so far the gradients of the private parameters that it reaches, by index.
-        cut: the result where all losses meet, that before its ReLU where it has one; None where they do not meet.
+        cut: the result where all losses meet, or that before its ReLU once all gradients were taken there together;
+            None where they do not meet.
 
     Args:
         graph: of the losses.
@@ -42,8 +42,10 @@ class Backwards:
         self.again = again
         self._at_cut: dict[int, Tensor | None] = {}
         self._stack: Tensor | None = None  # (A, ...) all of them in one
+        self._first: Tensor | None = None  # what came there first
+        self._plain = True  # no hook changes gradients there
         self.private: list[dict[int, Tensor]] = []
-        self.cut, self._relu = _before_relu(graph.cut)
+        self.cut = graph.cut
 
     def __len__(self) -> int:
         return len(self._losses)
@@ -57,7 +59,7 @@ class Backwards:
 
     def _all_at_cut(self) -> bool:
         """The same of all losses by one backward, where their ways to the cut are apart; whether it was done."""
-        cut, nodes = self._graph.cut, self._graph.nodes
+        cut, nodes = self.cut, self._graph.nodes
         assert cut is not None
         if self.private or self._graph.mixed or cut.node in {loss.grad_fn for loss in self._losses}:
             return False
@@ -66,7 +68,8 @@ class Backwards:
             return False
         self._at_cut = dict.fromkeys(range(len(self)))
         self._stack = self._losses[0].new_empty(len(self), *_shape(cut), dtype=_dtype(cut))
-        passes = None if self._relu is None else self._relu._saved_result
+        before = _before_relu(cut) if self._plain else None
+        passes = None if before is None else cut.node._saved_result  # type: ignore[attr-defined]
         hooks = [
             use.node.register_hook(partial(self._note, nodes[use.node].bit_length() - 1, use.slot, passes))
             for use in self._graph.heads
@@ -84,6 +87,11 @@ class Backwards:
         finally:
             for hook in hooks:
                 hook.remove()
+        changed = self._first is not None and (grads[0] is None or grads[0].data_ptr() != self._first.data_ptr())
+        if changed and self._plain:  # by a hook on the representation, which autograd is to apply to each gradient
+            self._plain, self._first = False, None
+            return self._all_at_cut()
+        self.cut = before or cut
         for task, found in self._at_cut.items():
             if found is None:
                 self._stack[task].zero_()
@@ -100,15 +108,19 @@ class Backwards:
         passes: Tensor | None,
         inputs: tuple[Tensor | None, ...],
         outputs: tuple[Tensor, ...],
-    ) -> tuple[Tensor | None, ...]:
-        """Takes one task's part of the gradient at the cut out of its way there, on which autograd would add all up."""
+    ) -> tuple[Tensor | None, ...] | None:
+        """Takes one task's part of the gradient at the cut, and all but the first out of their way to a sum there."""
         assert self._stack is not None
         row, part = self._stack[task], inputs[slot]
-        if part is not None and self._at_cut[task] is None:
-            _through(passes, part, row)
-            self._at_cut[task] = row
-        elif part is not None:
+        if part is None:
+            return None
+        if self._at_cut[task] is None:
+            self._at_cut[task] = _through(passes, part, row)
+        else:
             row += _through(passes, part, torch.empty_like(row))
+        if self._first is None:
+            self._first = part
+            return None
         return (*inputs[:slot], None, *inputs[slot + 1 :])
 
     def one(self, task: int, asked: Sequence[Asked], *, retain: bool) -> Sequence[Tensor | None]:
@@ -129,10 +141,11 @@ class Backwards:
             most = max(1, NUMBERS[self._losses[0].device.type] // math.prod(_shape(self.cut)))
             size = -(-len(self) // -(-len(self) // most))  # as few chunks as that takes, of one size
         tasks = slice(start, min(start + size, len(self)))
+        stacked = self._stacked(tasks)
         grads = torch.autograd.grad(
             [self.cut],
             asked,
-            [self._stacked(tasks)],
+            [stacked],
             is_grads_batched=True,
             retain_graph=keep or self.again or tasks.stop < len(self),
             allow_unused=True,
@@ -151,15 +164,12 @@ class Backwards:
         known = next((one for one in found if one is not None), self._losses[0])
         return torch.stack([known.new_zeros(_shape(self.cut)) if one is None else one for one in found])
 
-    def is_cut(self, asked: Asked) -> bool:
-        """Whether what is asked for is the gradient at the cut itself."""
-        return self.cut is not None and isinstance(asked, GradientEdge) and asked == self.cut
-
-    def all_at_cut(self) -> Tensor | None:
-        """(A, ...) gradients at the cut of all tasks, where one backward found them and they are kept."""
+    def there(self, asked: Sequence[Asked]) -> Tensor | None:
+        """(A, ...) all tasks' gradients of what is asked for, where those are the gradients at the cut, all kept."""
         if self.again and self.cut is not None:
             self.at_cut(0)
-        return self._stack if self.again else None
+        at_cut = all(isinstance(one, GradientEdge) and one == self.cut for one in asked)
+        return self._stack if self.again and self._plain and at_cut else None
 
     def sum_at_cut(self, weights: Tensor | None = None) -> Tensor | None:
         """Of all tasks, with weights (A,)."""
@@ -207,13 +217,10 @@ def _dtype(edge: GradientEdge) -> torch.dtype:
     return dtype
 
 
-def _before_relu(cut: GradientEdge | None) -> tuple[GradientEdge | None, Any]:
-    """The result that a ReLU at the cut was made of, and its node; the cut itself and None where there is none."""
-    if cut is not None and kind(cut.node) == "ReluBackward0":
-        source, output = cut.node.next_functions[0]
-        if source is not None and type(source) is not LEAF:
-            return GradientEdge(source, output), cut.node
-    return cut, None
+def _before_relu(cut: GradientEdge) -> GradientEdge | None:
+    """The result that a ReLU at the cut was made of; None where there is none."""
+    source, output = cut.node.next_functions[0] if kind(cut.node) == "ReluBackward0" else (None, 0)
+    return None if source is None or type(source) is LEAF else GradientEdge(source, output)
 
 
 def _through(passes: Tensor | None, grad: Tensor, out: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ class Routes:
         asked = [tensor for part in parts for tensor in part.asked]
         start, tasks = 0, len(losses)
         # A layer whose gradients are made of those at the cut, as the last one often is, needs no backward.
-        there = losses.all_at_cut() if asked and all(losses.is_cut(one) for one in asked) else None
+        there = losses.there(asked) if asked else None
         while start < tasks:
             grads: Sequence[Tensor | None]
             if there is not None:

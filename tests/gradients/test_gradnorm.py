@@ -124,6 +124,16 @@ class Tied(Net):
         return losses | {"b": F.linear(torch.ones(1, 20, dtype=torch.float64), weight).square().mean() + losses["b"]}
 
 
+class Hooked(Net):
+    """A hook on the representation changes the gradients that reach it."""
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        torch.manual_seed(step)
+        z = self.trunk(torch.randn(8, 9, dtype=torch.float64))
+        z.register_hook(lambda grad: grad * 0.5)
+        return {name: (self.heads[name](z) - i).square().mean() for i, name in enumerate(TASKS)}
+
+
 class Partial(Net):
     """Not all tasks have labels at each step, and at one step none has."""
 
@@ -182,6 +192,18 @@ def test_any_last_layer(trunk: Trunk, options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("options", OPTIONS)
 def test_any_losses(make: type[Net], options: dict[str, Any]) -> None:
     check(make, **options)
+
+
+@pytest.mark.parametrize("trunk", [relu, relu_in_place, normed, narrow, convolution])
+@pytest.mark.parametrize("measure", ["last_layer", "parameters"])
+def test_hooks_on_the_representation(trunk: Trunk, measure: str) -> None:
+    check(lambda: Hooked(trunk), measure=measure)
+
+
+@pytest.mark.parametrize("trunk", [without_bias, Twice])
+def test_hooks_on_a_products_own_result_are_found_out(trunk: Trunk) -> None:
+    with pytest.raises(RuntimeError, match="Say route='sequential'"):
+        check(lambda: Hooked(trunk), measure="parameters")
 
 
 @pytest.mark.parametrize("trunk", [relu, without_bias, normed])
