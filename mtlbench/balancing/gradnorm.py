@@ -5,32 +5,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mtlbench.balancing.base import Property, TaskSpec, Weighting, index_of, select
+from mtlbench.balancing.base import Property, TaskSpec, Weighting, index_of
 from mtlbench.balancing.checks import number, one_of
+from mtlbench.balancing.groups import to_array
+from mtlbench.linalg import Array
 
 Parametrization = Literal["weights", "softmax"]
 
 
-def gradnorm_targets(norms: Tensor, ratios: Tensor, *, alpha: float = 1.5) -> Tensor:
+def gradnorm_targets(norms: Array, ratios: Array, *, alpha: float = 1.5) -> Array:
     """(A,) norms to aim at: the mean norm times r^alpha, r the loss ratios L(t)/L(0) over their mean."""
     mean = ratios.mean()
-    rates = ratios / mean if mean > 0 else torch.ones_like(ratios)
-    return norms.mean() * rates**alpha
+    rates = ratios / mean if mean > 0 else np.ones_like(ratios)
+    targets: Array = norms.mean() * rates**alpha
+    return targets
 
 
 def gradnorm_update(
-    weights: Tensor,
-    lengths: Tensor,
-    ratios: Tensor,
+    weights: Array,
+    lengths: Array,
+    ratios: Array,
     *,
     alpha: float = 1.5,
     lr: float = 0.025,
     parametrization: Parametrization = "weights",
     minimum: float = 1e-6,
-) -> Tensor:
+) -> Array:
     """One step of gradient descent on the weights, whose sum is kept.
 
     Args:
@@ -46,12 +50,14 @@ def gradnorm_update(
         (A,) the next step's weights.
     """
     norms = weights * lengths
-    gradient = torch.sign(norms - gradnorm_targets(norms, ratios, alpha=alpha)) * lengths
+    gradient = np.sign(norms - gradnorm_targets(norms, ratios, alpha=alpha)) * lengths
     total = weights.sum()
     if parametrization == "softmax":
         slope = weights * (gradient - (gradient @ weights) / total)
-        return total * torch.softmax(weights.log() - lr * slope, 0)
-    updated = (weights - lr * gradient).clamp_min(minimum)
+        logits = np.log(weights) - lr * slope
+        updated = np.exp(logits - logits.max())
+    else:
+        updated = np.maximum(weights - lr * gradient, minimum)
     return updated * (total / updated.sum())
 
 
@@ -120,18 +126,17 @@ class GradNorm(Weighting):
 
     def forward(self, gramian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
         index = index_of(active, self.weights)
-        weights = self.weights[index].clone()
-        current, first = losses.to(weights), self.initial_losses[index]
-        known = not first.isnan().any()
-        if not known and self.initial == "first_step":
-            first = self.initial_losses[index] = torch.where(first.isnan(), current, first)
-            known = True
+        weights = to_array(self.weights[index]).copy()  # the step's own
+        current, first = to_array(losses), to_array(self.initial_losses[index])
+        if self.initial == "first_step" and np.isnan(first).any():
+            first = np.where(np.isnan(first), current, first)
+            self.initial_losses[index] = torch.from_numpy(first).to(self.initial_losses)
         self.status = "solved"
-        if known:
+        if not np.isnan(first).any():
             self._check(current, first, active)
-            lengths = gramian.diagonal(dim1=-2, dim2=-1).sum(0).sqrt().to(weights)
+            lengths = np.sqrt(to_array(gramian).diagonal(axis1=1, axis2=2).sum(0))
             if lengths.any() and current.any():
-                self.weights[index] = gradnorm_update(
+                updated = gradnorm_update(
                     weights,
                     lengths,
                     current / first,
@@ -140,22 +145,22 @@ class GradNorm(Weighting):
                     parametrization=self.parametrization,
                     minimum=self.minimum,
                 )
+                self.weights[index] = torch.from_numpy(updated).to(self.weights)
             else:
                 self.status = "degenerate"
-        return weights.to(gramian).expand(len(gramian), -1)
+        return torch.from_numpy(weights).to(gramian).expand(len(gramian), -1)
 
     def end_epoch(self, mean_losses: Tensor) -> None:
         if self.initial == "first_epoch":
             means = mean_losses.to(self.initial_losses)
             self.initial_losses.copy_(torch.where(self.initial_losses.isnan(), means, self.initial_losses))
 
-    def _check(self, current: Tensor, first: Tensor, active: Tensor | None) -> None:
-        if min(current.tolist()) < 0 or min(first.tolist()) <= 0:
-            bad = (current < 0) | (first <= 0)
-            tasks = torch.arange(self.num_tasks, device=bad.device)
-            task = int(select(tasks, active)[bad][0])
+    def _check(self, current: Array, first: Array, active: Tensor | None) -> None:
+        bad = np.flatnonzero((current < 0) | (first <= 0))
+        if len(bad):
+            task = int(bad[0]) if active is None else int(active[bad[0]])
             raise ValueError(
                 f"GradNorm divides losses by their first values and needs them positive; task {self.names[task]!r} "
-                f"has {current[bad][0].item():.6g}, and {first[bad][0].item():.6g} at first. Use a loss bounded below "
-                "by 0, or another balancer."
+                f"has {current[bad[0]]:.6g}, and {first[bad[0]]:.6g} at first. Use a loss bounded below by 0, or "
+                "another balancer."
             )

@@ -20,6 +20,7 @@ from mtlbench.balancing.gradnorm import GradNorm, gradnorm_targets, gradnorm_upd
 from mtlbench.balancing.mgda import MGDA
 from mtlbench.balancing.pcgrad import PCGrad
 from mtlbench.balancing.uncertainty import Uncertainty
+from tests.balancing.solvers import on_tensors
 
 A = [[3.0, 0.0], [-1.0, 2.0]]
 B = [[10.0, 0.0], [-1.0, 1.0]]
@@ -174,7 +175,7 @@ def test_dwa_of_iterations() -> None:
 )
 def test_gradnorm_targets(alpha: float, targets: tuple[float, ...], distance: float) -> None:
     norms = tensor([3, math.sqrt(5)])
-    found = gradnorm_targets(norms, tensor([0.5, 0.8]), alpha=alpha)
+    found = on_tensors(gradnorm_targets)(norms, tensor([0.5, 0.8]), alpha=alpha)
     assert found.tolist() == six(*targets)
     assert float((norms - found).abs().sum()) == pytest.approx(distance, abs=6e-7)
 
@@ -193,7 +194,7 @@ def test_gradnorm() -> None:
 
 def test_gradnorm_measures_with_the_current_weights() -> None:
     # From w = (.5, 1.5): norms (1.5, 3.354102), alpha 0, target 2.427051: gradients (-3, 2.236068).
-    updated = gradnorm_update(tensor([0.5, 1.5]), tensor([3, math.sqrt(5)]), tensor([1.0, 1.0]), alpha=0)
+    updated = on_tensors(gradnorm_update)(tensor([0.5, 1.5]), tensor([3, math.sqrt(5)]), tensor([1.0, 1.0]), alpha=0)
     raw = [0.5 + 0.025 * 3, 1.5 - 0.025 * math.sqrt(5)]
     assert updated.tolist() == six(*[2 * w / sum(raw) for w in raw])
 
@@ -204,10 +205,10 @@ def test_gradnorm_softmax() -> None:
     lengths, ratios = tensor([3.0, 1.0, 0.5]), tensor([0.5, 0.8, 1.0])
     weights = 3 * torch.softmax(logits, 0)
     norms = weights * lengths
-    (norms - gradnorm_targets(norms, ratios).detach()).abs().sum().backward()
+    (norms - on_tensors(gradnorm_targets)(norms, ratios).detach()).abs().sum().backward()
     assert logits.grad is not None
     expected = 3 * torch.softmax(logits.detach() - 0.025 * logits.grad, 0)
-    updated = gradnorm_update(weights.detach(), lengths, ratios, parametrization="softmax")
+    updated = on_tensors(gradnorm_update)(weights.detach(), lengths, ratios, parametrization="softmax")
     assert updated.tolist() == pytest.approx(expected.tolist(), rel=1e-12)
 
 

@@ -64,7 +64,7 @@ def test_pcgrad_without_conflict_is_the_sum(rows: Tensor) -> None:
 def test_gradnorm_keeps_the_sum_and_the_sign(
     weights: Tensor, lengths: Tensor, ratios: Tensor, parametrization: Parametrization
 ) -> None:
-    updated = gradnorm_update(weights, lengths, ratios, parametrization=parametrization)
+    updated = on_tensors(gradnorm_update)(weights, lengths, ratios, parametrization=parametrization)
     assert torch.allclose(updated.sum(), weights.sum())
     assert (updated >= 0).all()
 
