@@ -45,6 +45,7 @@ ASKED = {
     ("tfm4-b4", "upgrad"): 1.05,
     ("tfm4-b16", "upgrad"): 1.05,
     ("tfa4-b16", "upgrad"): 1.05,
+    ("mlp10-b32", "gradnorm"): 1.15,
     ("mlp10-b256", "gradnorm"): 1.15,
     ("mlp10-b256", "uncertainty"): 1.02,
 }
