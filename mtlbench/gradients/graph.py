@@ -83,6 +83,8 @@ def read(losses: Sequence[Tensor], shared: Collection[int], private: Collection[
         if edge.node not in nodes:
             heappush(queue, (-_number(edge.node), edge.node))
             nodes[edge.node], outputs[edge.node] = 0, edge.output_nr
+        elif outputs[edge.node] != edge.output_nr:
+            outputs[edge.node] = None
         nodes[edge.node] |= 1 << task
     order: list[Node] = []
     cut: Node | None = None

@@ -1,0 +1,44 @@
+"""Losses that share operations right up to themselves: what their graph is read as."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mtlbench.gradients import GradientEngine
+from mtlbench.gradients.routes import Route
+from tests.gradients.test_engine import TASKS, Inverse
+
+LOSSES: dict[str, Callable[[Tensor], Sequence[Tensor]]] = {
+    "results of one operation": lambda errors: errors.mean(0).unbind(),
+    "results of one operation, the last first": lambda errors: errors.mean(0).unbind()[::-1],
+    "entries of one vector": lambda errors: [*map(errors.mean(0).__getitem__, range(3))],
+    "one made of another": lambda errors: [loss := errors[:, 0].mean(), loss.exp(), loss + errors[:, 2].mean()],
+    "one and the same": lambda errors: [loss := errors[:, 1].mean(), loss, errors[:, 2].mean()],
+}
+
+
+@pytest.mark.parametrize("route", ["auto", "sequential", "ghost", "batched"])
+@pytest.mark.parametrize("made", LOSSES)
+def test_each_task_has_its_own_gradient(made: str, route: Route) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    x, y = torch.randn(7, 5, dtype=torch.float64), torch.randn(7, 3, dtype=torch.float64)
+
+    def losses() -> dict[str, Tensor]:
+        return dict(zip(TASKS, LOSSES[made]((net(x) - y).square()), strict=True))
+
+    parameters = [*net.parameters()]
+    rows = [torch.autograd.grad(loss, parameters, retain_graph=True) for loss in losses().values()]
+    jacobian = torch.stack([torch.cat([grad.flatten() for grad in row]) for row in rows])
+    engine = GradientEngine(net, Inverse(num_tasks=3, seed=0), tasks=TASKS, route=route)
+    for _ in range(2):  # the first step's check, and a step without it
+        record = engine.backward(losses())
+        assert record is not None
+        assert record.gramian is not None
+        torch.testing.assert_close(record.gramian[0], jacobian @ jacobian.T, rtol=1e-12, atol=0)
+        direction = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+        torch.testing.assert_close(direction, jacobian.norm(dim=1).reciprocal() @ jacobian, rtol=1e-12, atol=1e-15)
