@@ -39,7 +39,7 @@ format: $(INSTALLED)  ## mend what ruff can mend
 methods: $(INSTALLED)  ## write mtlbench/balancing/README.md from the balancers' docstrings
 	$(BIN)/python -m tests.balancing.page
 
-bench: $(INSTALLED)  ## measure what a training step costs and the balancers' solvers beside TorchJD's; writes README's table of steps
+bench: $(INSTALLED)  ## measure what a training step and the balancers' solvers cost beside TorchJD's, and the engine's approximations; writes the tables shown
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench
 
 clean:  ## remove caches and build outputs (.venv and runs/ stay)

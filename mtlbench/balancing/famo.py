@@ -28,7 +28,8 @@ def famo_slope(logits: Sequence[float], progress: Sequence[float]) -> list[float
     """(A,) derivative of softmax(logits) . progress by the logits."""
     top = max(logits)
     powers = [math.exp(logit - top) for logit in logits]
-    shares = [power / sum(powers) for power in powers]
+    total = sum(powers)
+    shares = [power / total for power in powers]
     mean = sum(share * fall for share, fall in zip(shares, progress, strict=True))
     return [share * (fall - mean) for share, fall in zip(shares, progress, strict=True)]
 

@@ -110,3 +110,21 @@ def test_a_run_in_the_plane_has_no_network(
 def test_there_are_no_data_to_show(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "show", "toy2d"]) == 2
     assert "toy2d has no data" in capsys.readouterr().err
+
+
+def test_the_table_of_the_experiment_is_that_of_its_csv() -> None:
+    folder = Path(__file__).parents[2] / "experiments" / "toy2d"
+    lines = (folder / "README.md").read_text(encoding="utf-8").splitlines()
+    found = pd.read_csv(folder / "results.csv")
+    ends = found[found["split"] == "end"].pivot(index=["method", "task"], columns="metric", values="value")
+    assert len(ends) == 40
+    for method in ends.index.unique("method"):
+        points, steps = [], []
+        for end in ends.loc[method].itertuples():
+            reached = end.reached == 1
+            points.append(
+                f"{end.x1:.2f}".replace("-0.00", "0.00") if reached else f"**no** ({end.x1:.2f}, {end.x2:.2f})"
+            )
+            steps.append(f"{end.first_step:,.0f}" if reached else "")
+        at = lines.index(f"| {method} | x1 at the end | {' | '.join(points)} |")
+        assert lines[at + 2] == f"| | first step at the front | {' | '.join(steps)} |"
