@@ -62,7 +62,12 @@ def run(
     path[0] = list(starts.values())
     directions = Directions(list(starts), balancer, seed=seed)
     began, cpu = time.perf_counter(), time.process_time()
-    descend(path, directions, optimizer, scale=scale, clip=clip, epoch=epoch)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a second one, for ten numbers, makes steps thirty times as long where a core is busy
+    try:
+        descend(path, directions, optimizer, scale=scale, clip=clip, epoch=epoch)
+    finally:
+        torch.set_num_threads(threads)
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
 
     table = _trajectories(path, starts, every=every, scale=scale)
