@@ -119,13 +119,13 @@ def _runs_itself(cfg: DictConfig) -> None:
     defaults: Any = OmegaConf.load(conf_dir() / "train.yaml")
     defaults.selection = {"monitor": "reached", "mode": "max"}
     defaults.data.dir = OmegaConf.select(cfg, "data.dir")  # says where, not what
-    meant = {"benchmark", "balancer", "optimizer", "sharing", "seed", "method", "threads", "resume"}
+    meant = {"benchmark", "balancer", "optimizer", "sharing", "seed", "method", "resume"}
     for key in {*groups(), *defaults} - {*meant, "defaults"}:
         given, default = (OmegaConf.select(node, key) for node in (cfg, defaults))
         if given not in (default, None):
             raise ConfigError(
                 f"benchmark={name} trains no network and reads no data, so that {key}... has no meaning there. It "
-                "takes benchmark.*, balancer, optimizer, seed, threads and method."
+                "takes benchmark.*, balancer, optimizer, seed and method."
             )
 
 

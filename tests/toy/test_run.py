@@ -104,6 +104,27 @@ def test_a_direction_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
         train(toy("optimizer.lr=1e308", "benchmark.steps=5"), run_dir=tmp_path)
 
 
+def test_one_thread_whatever_torch_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a core is busy, two threads make a step of ten numbers thirty times as long."""
+    seen = []
+
+    def watched(directions: object, clip: object) -> object:
+        seen.append(torch.get_num_threads())
+        return directions
+
+    monkeypatch.setattr("mtlbench.toy.run._clipped", watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        train(toy("benchmark.steps=3"), run_dir=tmp_path / "done")
+        assert (seen, torch.get_num_threads()) == ([1, 1, 1], 2)
+        with pytest.raises(FloatingPointError):
+            train(toy("optimizer=sgd", "optimizer.lr=1e300", "benchmark.steps=9"), run_dir=tmp_path / "failed")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_clipping_shortens_each_start_s_direction(follow: Follow) -> None:
     """With plain descent a step is as long as the direction."""
     lengths = {}
@@ -129,6 +150,7 @@ def test_clipping_shortens_each_start_s_direction(follow: Follow) -> None:
         ("data.batch_size=8", "data... has no meaning there"),
         ("engine.measure=last_layer", "engine... has no meaning there"),
         ("loss_scale=initial", "loss_scale... has no meaning there"),
+        ("threads=2", "threads... has no meaning there"),
         ("selection.monitor=val/score", "selection... has no meaning there"),
         ("benchmark.steps=0", "a whole number of at least 1"),
         ("benchmark.clip=-1", "a number of at least 0"),
