@@ -50,9 +50,9 @@ def from_hub(
         )
     except OSError as error:  # ConnectionError, offline mode, DatasetNotFoundError: all of them OSErrors
         raise ConnectionError(
-            f"The dataset '{path}' could not be loaded from the Hugging Face hub: {error} Check its name and the "
-            "network (HF_HUB_OFFLINE=1 reads what was downloaded before), or set MTLBENCH_DATA (or data.dir) to a "
-            "folder that holds the data."
+            f"The dataset '{path}' could not be loaded from the Hugging Face hub: {str(error).rstrip('.')}. Check "
+            "its name and the network (HF_HUB_OFFLINE=1 reads what was downloaded before), or set MTLBENCH_DATA (or "
+            "data.dir) to a folder that holds the data."
         ) from error
     theirs = _by_name(found, path) if splits is None else dict(splits)
     frames = {}
