@@ -151,7 +151,7 @@ def test_conflict_averse_without_a_direction_that_improves_all() -> None:
     weights, regular = conflict_averse(jacobian @ jacobian.T, c=0.9)
     assert not regular
     direction = weights @ jacobian
-    assert (jacobian @ direction).min() >= -1e-12
+    assert (jacobian @ direction).min() >= -1e-10 * (weights.abs() @ jacobian.norm(dim=1)) * 2.5
     assert (direction - jacobian.mean(0)).norm() <= 0.9 * jacobian.mean(0).norm()
 
 

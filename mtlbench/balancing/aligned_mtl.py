@@ -11,7 +11,7 @@ from torch import Tensor
 from mtlbench.balancing.base import Property, TaskSpec, Weighting
 from mtlbench.balancing.checks import one_of
 from mtlbench.balancing.groups import by_group
-from mtlbench.linalg import Array, eigh, is_zero
+from mtlbench.linalg import Array, is_zero, principal
 
 ScaleMode = Literal["min", "median", "rmse"]
 
@@ -20,9 +20,7 @@ def aligned_mtl_weights(
     gramian: Array, *, scale_mode: ScaleMode = "min", reduction: Literal["sum", "mean"] = "sum"
 ) -> tuple[Array, bool]:
     """(A, A) Gramian -> (A,) weights, and whether d is not zero (see `AlignedMTL`)."""
-    values, vectors = eigh(gramian)
-    kept = values > len(values) * np.finfo(values.dtype).eps * values[-1]
-    values, vectors = values[kept], vectors[:, kept]
+    values, vectors = principal(gramian)
     weights = np.zeros(len(gramian))
     if len(values):
         square = {"min": values[0], "median": values[(len(values) - 1) // 2], "rmse": values.mean()}[scale_mode]

@@ -8,7 +8,7 @@ Jacobian. The engine in `mtlbench.gradients` computes that statistic, and no mor
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -88,6 +88,14 @@ class Balancer(nn.Module, ABC):
 
     def end_epoch(self, mean_losses: Tensor) -> None:
         """Sees the mean training losses (T,) of the epoch that ends."""
+
+    def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> Balancer:
+        """Keeps float64 state what it is where a model goes to another precision, and moves it with the model."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(fn(tensor.new_empty(0)).device) if tensor.dtype == torch.float64 else fn(tensor)
+
+        return super()._apply(moved, recurse)
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"generator": self.generator.get_state()}

@@ -31,7 +31,7 @@ class DBMTL(Aggregator):
     Args:
         beta: of the smoothing, in [0, 1); 0.9 is LibMTL's.
         bias_correction: false: v = u, so that the first step is 1 - beta times as long (LibMTL).
-        epsilon: added to the losses before the logarithm.
+        epsilon: added to the losses before the logarithm, above 0.
 
     Raises:
         ValueError: a wrong option, or a negative loss.
@@ -56,7 +56,7 @@ class DBMTL(Aggregator):
     ) -> None:
         super().__init__(num_tasks=num_tasks, seed=seed, tasks=tasks)
         number(beta, option="beta", least=0, below=1)
-        number(epsilon, option="epsilon", least=0)
+        number(epsilon, option="epsilon", above=0)
         self.beta, self.bias_correction, self.epsilon, self.tasks = beta, bias_correction, epsilon, tasks
         self.smoothed = RowState(num_tasks)
         self.steps: Tensor  # of each task

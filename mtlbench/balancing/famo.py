@@ -104,7 +104,9 @@ class FAMO(Scalarizer):
         gaps = [(first - bound, second - bound) for first, second, bound in losses]
         if any(second < 0 for _, second in gaps):
             self._check(after, None)
-        seen = [task for task, (first, second) in enumerate(gaps) if first > 0 and second > 0]  # NaN: no labels
+        seen = [
+            task for task, (first, second) in enumerate(gaps) if first > 0 and 0 < second < math.inf
+        ]  # NaN: no labels
         if not seen:
             return
         logits = self.logits.tolist()

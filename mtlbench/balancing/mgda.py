@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from mtlbench.balancing.base import Property, TaskSpec, Weighting
-from mtlbench.balancing.checks import one_of
+from mtlbench.balancing.checks import no_loss_below, one_of
 from mtlbench.balancing.groups import by_group, to_array
 from mtlbench.linalg import Array, min_norm
 
@@ -68,12 +68,13 @@ class MGDA(Weighting):
     ) -> None:
         super().__init__(num_tasks=num_tasks, seed=seed, tasks=tasks)
         one_of(normalize, ("none", "l2", "loss", "loss+"), option="normalize")
-        self.normalize = normalize
+        self.normalize, self.tasks = normalize, tasks
         if normalize != "none":
             self.properties = frozenset({Property.PERMUTATION_EQUIVARIANT})
 
     def forward(self, gramian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
-        if self.normalize in ("loss", "loss+") and losses.min() < 0:
-            raise ValueError(f"MGDA with normalize={self.normalize} divides by losses and got one below 0: {losses}.")
+        if self.normalize in ("loss", "loss+"):
+            method = f"MGDA with normalize={self.normalize}"
+            no_loss_below(0.0, losses, method=method, tasks=self.tasks, active=active, mend="Say normalize=none or l2.")
         weights, self.status = by_group(gramian, mgda_weights, losses=to_array(losses), normalize=self.normalize)
         return weights

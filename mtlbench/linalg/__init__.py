@@ -12,7 +12,7 @@ from mtlbench.linalg.bisector import bisector
 from mtlbench.linalg.cone import dual_cone
 from mtlbench.linalg.fair import alpha_fair
 from mtlbench.linalg.hull import conflict_averse, min_norm
-from mtlbench.linalg.points import TOLERANCE, Array, eigh, is_zero, kkt_residual
+from mtlbench.linalg.points import TOLERANCE, Array, is_zero, kkt_residual, principal
 
 __all__ = [
     "TOLERANCE",
@@ -21,8 +21,8 @@ __all__ = [
     "bisector",
     "conflict_averse",
     "dual_cone",
-    "eigh",
     "is_zero",
     "kkt_residual",
     "min_norm",
+    "principal",
 ]

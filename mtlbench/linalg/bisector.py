@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from mtlbench.linalg import pairs
-from mtlbench.linalg.points import EPS, TOLERANCE, Array, cosines_of, spectrum
+from mtlbench.linalg.points import EPS, TOLERANCE, Array, components, cosines_of
 
 
 def bisector(gramian: Array) -> tuple[Array, bool]:
@@ -30,7 +30,7 @@ def bisector(gramian: Array) -> tuple[Array, bool]:
         pair, exact = pairs.bisector(pairs.read(gramian))
         return np.array(pair), exact
     cosines, lengths = cosines_of(gramian)
-    values, vectors = spectrum(cosines, gramian)
+    values, vectors = components(cosines, gramian)
     sums = vectors.sum(0)
     sums[np.abs(sums) <= len(lengths) * EPS * math.sqrt(len(lengths))] = 0.0
     solution = vectors @ (sums / values)

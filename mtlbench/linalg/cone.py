@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from mtlbench.linalg import pairs
-from mtlbench.linalg.points import TOLERANCE, Array, fail, residual, to_points, units_of
+from mtlbench.linalg.points import TOLERANCE, Array, fail, residual, to_apart, units_of
 
 FEW = 10  # problems that are solved sooner one by one
 
@@ -20,6 +20,8 @@ def dual_cone(gramian: Array, preferences: Array) -> Array:
 
     v is a non-negative least squares solution. Of many problems the tight constraints are guessed, and all
     linear systems that follow are solved at once; few problems, and those guessed wrong, are solved one by one.
+    Gradients that are opposite up to rounding count as a little apart (`points.to_apart`), and products may fall
+    short of 0 by 1e-10 of what they are sums of.
 
     Args:
         gramian: (T, T) inner products of the gradients.
@@ -34,7 +36,7 @@ def dual_cone(gramian: Array, preferences: Array) -> Array:
     """
     if gramian.shape == (2, 2):
         return np.array(pairs.dual_cone(pairs.read(gramian), preferences.tolist()))
-    points = to_points(gramian)
+    points = to_apart(gramian)
     units, lengths = units_of(points)
     targets = preferences @ points
     multipliers = np.zeros_like(preferences)

@@ -30,7 +30,8 @@ def alpha_fair(gramian: Array, *, alpha: float) -> tuple[Array, bool]:
     Raises:
         ValueError: `gramian` is not square, finite and positive semidefinite (up to rounding).
         RuntimeError: the relative residual of the result exceeds `TOLERANCE`; known of a few alphas of 10 and
-            more with gradients that are opposite up to 1e-6 of their lengths.
+            more with gradients that are opposite up to 1e-6 of their lengths, and of alphas of 0.05 and less with many
+            parallel ones.
     """
     if gramian.shape == (2, 2):
         pair, solved = pairs.alpha_fair(pairs.read(gramian), alpha=alpha)

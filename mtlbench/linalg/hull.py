@@ -9,6 +9,7 @@ from scipy.linalg.lapack import dposv
 from scipy.optimize import nnls
 
 from mtlbench.linalg import pairs
+from mtlbench.linalg.cone import dual_cone
 from mtlbench.linalg.points import (
     EPS,
     TOLERANCE,
@@ -17,7 +18,6 @@ from mtlbench.linalg.points import (
     lengths_of,
     residual,
     to_points,
-    units_of,
     vanishes,
 )
 
@@ -81,16 +81,21 @@ def conflict_averse(gramian: Array, *, c: float) -> tuple[Array, bool]:
     radius = c * math.sqrt(center @ center)
     regular = not vanishes(points, mean)
     weights = mean if regular else np.zeros_like(mean)
-    if regular and radius > 0:
-        solved = _ball(points, center, radius)
-        if solved is None:
-            fail("conflict_averse", gramian, f"no root in 100 steps for c={c}")
-        multipliers, regular = solved
-        weights = mean + multipliers
-        violation = residual(points, multipliers, weights, level=None if regular else 0.0)
-        if not violation <= TOLERANCE:
-            fail("conflict_averse", gramian, f"relative KKT residual {violation:.1e} exceeds {TOLERANCE:.0e} for c={c}")
-    return weights, regular
+    if not regular or radius == 0:
+        return weights, regular
+    if vanishes(points, nearest(points)):
+        harmless = dual_cone(gramian, mean[None])[0]
+        step = (harmless - mean) @ points
+        if step @ step <= radius * radius:
+            return harmless, False
+    multipliers = _ball(points, center, radius)
+    if multipliers is None:
+        fail("conflict_averse", gramian, f"no root in 100 steps for c={c}")
+    weights = mean + multipliers
+    violation = residual(points, multipliers, weights, level=None)
+    if not violation <= TOLERANCE:
+        fail("conflict_averse", gramian, f"relative KKT residual {violation:.1e} exceeds {TOLERANCE:.0e} for c={c}")
+    return weights, True
 
 
 def nearest(points: Array) -> Array:
@@ -110,27 +115,21 @@ def nearest(points: Array) -> Array:
     return solution / solution.sum()
 
 
-def _ball(points: Array, center: Array, radius: float) -> tuple[Array, bool] | None:
-    """`conflict_averse`: (T,) multipliers v >= 0 with d = center + v'points, and whether |d - center| = radius.
+def _ball(points: Array, center: Array, radius: float) -> Array | None:
+    """`conflict_averse`: (T,) multipliers v >= 0 with d = center + v'points and |d - center| = radius.
 
     None where the search for t does not end.
     """
-    if vanishes(points, nearest(points)):
-        units, lengths = units_of(points)
-        multipliers = nnls(units.T, -center)[0] / lengths
-        step = multipliers @ points
-        if step @ step <= radius * radius:
-            return multipliers, False
     # No g_w is longer than the longest gradient; the slack keeps a root at that end inside the bracket.
     low, high = 0.0, (1 + 1e-9) * float(lengths_of(points).max()) / radius
     t = min(math.sqrt(center @ center) / radius, high)
-    for _ in range(100):
+    for step in range(100):
         weights = nearest(points + t * center)
         combination = weights @ points
         square = float(combination @ combination)
         excess = math.sqrt(square) - radius * t
         if abs(excess) <= 1e-13 * radius * t + 4 * EPS * float(weights @ lengths_of(points)):
-            return weights / t, True
+            return weights / t
         low, high = (t, high) if excess > 0 else (low, t)
         # On this support |g_w|^2 = a + b t^2, where b is the squared length of the center's projection
         # on the differences of the support's points, taken from its shortest point, each of length 1.
@@ -144,6 +143,6 @@ def _ball(points: Array, center: Array, radius: float) -> tuple[Array, bool] | N
             slope = float(products @ dposv(differences @ differences.T, products)[1])
         root = (square - slope * t * t) / (radius * radius - slope) if radius * radius != slope else 0.0
         t = math.sqrt(low * high) if low > 0 else high / 100
-        if low * low < root < high * high:
+        if low * low < root < high * high and step % 4 != 3:  # between two supports it can go to and fro
             t = math.sqrt(root)
     return None

@@ -121,8 +121,9 @@ def alpha_fair(pair: Pair, *, alpha: float) -> tuple[Two, bool]:
 
     found = 0.0
     if target != 0:
-        end = target / slopes[0]
-        found = brentq(gap, min(end, 0.0), max(end, 0.0), xtol=1e-300, rtol=4 * EPS)
+        found = end = target / slopes[0]
+        if gap(end) * target > 0:  # else that is the root, up to rounding: parallel gradients
+            found = brentq(gap, min(end, 0.0), max(end, 0.0), xtol=1e-300, rtol=4 * EPS)
     gains = [_log1p_exp(found, closeness), _log1p_exp(-found, closeness)]
     if k < 0:
         gains = [math.log1p(-k) + math.log1p(k) - gain for gain in gains]

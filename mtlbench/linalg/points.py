@@ -14,6 +14,7 @@ Array = NDArray[np.float64]
 TOLERANCE = 1e-9
 EPS = float(np.finfo(np.float64).eps)
 TINY = float(np.finfo(np.float64).tiny)
+APART = 1e-10  # between opposite gradients, relative to their squares
 INDEFINITE = 0.05  # what is taken for rounding, relative: coarser than what rows in bfloat16 lose
 
 
@@ -69,31 +70,57 @@ def to_points(gramian: Array) -> Array:
     if not failed and factor.diagonal().min() > 1e-4:
         points: Array = factor * scale
         return points
-    values, vectors = spectrum(cosines, gramian)
+    values, vectors = components(cosines, gramian)
     return vectors * np.sqrt(values) * scale
+
+
+def to_apart(gramian: Array) -> Array:
+    """(T, T) points like those of `to_points`, the square of each longer by `APART` of itself.
+
+    Opposite gradients are then a little apart. Else what rounding leaves of their sum counts as a direction, with
+    weights of 1e8 and more, under which float32 gradients do not cancel.
+    """
+    cosines, lengths = cosines_of(gramian)
+    scale = (lengths / (lengths.max() or 1.0))[:, None]
+    factor, failed = dpotrf(cosines + APART * np.eye(len(cosines)), lower=1, clean=1)
+    if not failed and factor.diagonal().min() > 0.5 * math.sqrt(APART):
+        points: Array = factor * scale
+        return points
+    values, vectors = spectrum(cosines, gramian)
+    return vectors * np.sqrt(np.maximum(values, 0) + APART) * scale
 
 
 def cosines_of(gramian: Array) -> tuple[Array, Array]:
     """(T, T) cosines, 0 for a zero gradient, and (T,) lengths."""
-    if gramian.ndim != 2 or gramian.shape[0] != gramian.shape[1] or gramian.size == 0:
-        raise ValueError(f"Expected a Gramian of shape (T, T), got shape {gramian.shape}.")
-    if not np.isfinite(gramian).all() or gramian.diagonal().min() < 0:
-        raise not_finite(gramian)
+    _check(gramian)
     lengths = np.sqrt(gramian.diagonal())
     divisors = np.where(lengths > 0, lengths, 1.0)
     return gramian / divisors[:, None] / divisors, lengths
 
 
-def spectrum(cosines: Array, gramian: Array) -> tuple[Array, Array]:
-    """(rank,) eigenvalues and (T, rank) eigenvectors; smaller eigenvalues are rounding.
+def principal(gramian: Array) -> tuple[Array, Array]:
+    """(rank,) ascending eigenvalues and (T, rank) eigenvectors of a Gramian; smaller eigenvalues are rounding.
 
-    Their roots would be spurious directions of length 1e-8.
+    Raises:
+        ValueError: `gramian` is not square, finite and positive semidefinite (up to rounding).
     """
+    _check(gramian)
+    return components(gramian, gramian)
+
+
+def components(cosines: Array, gramian: Array) -> tuple[Array, Array]:
+    """(rank,) eigenvalues and (T, rank) eigenvectors; roots of the others would be directions of rounding alone."""
+    values, vectors = spectrum(cosines, gramian)
+    kept = values > len(values) * EPS * values[-1]
+    return values[kept], vectors[:, kept]
+
+
+def spectrum(cosines: Array, gramian: Array) -> tuple[Array, Array]:
+    """(T,) ascending eigenvalues and (T, T) eigenvectors, of which none is negative but by rounding."""
     values, vectors = eigh(cosines)
     if values[0] < -INDEFINITE * values[-1]:
         raise indefinite(gramian, values.tolist())
-    kept = values > len(values) * EPS * values[-1]
-    return values[kept], vectors[:, kept]
+    return values, vectors
 
 
 def eigh(matrix: Array) -> tuple[Array, Array]:
@@ -141,6 +168,13 @@ def residual(points: Array, multipliers: Array, weights: Array, *, level: float 
     bounds = (lengths + spread) * (np.abs(weights) @ lengths)[..., None]
     violation = float((np.maximum(-gap, gap * (multipliers > 0)) / np.maximum(bounds, TINY)).max())
     return violation if math.isfinite(violation) else math.inf
+
+
+def _check(gramian: Array) -> None:
+    if gramian.ndim != 2 or gramian.shape[0] != gramian.shape[1] or gramian.size == 0:
+        raise ValueError(f"Expected a Gramian of shape (T, T), got shape {gramian.shape}.")
+    if not np.isfinite(gramian).all() or gramian.diagonal().min() < 0:
+        raise not_finite(gramian)
 
 
 def not_finite(gramian: Array) -> ValueError:

@@ -113,6 +113,22 @@ def test_imtl_g_has_equal_projections_on_unit_gradients(rows: Tensor) -> None:
     assert float((rows @ found).sum()) == pytest.approx(float(found @ found), rel=1e-7)
 
 
+@pytest.mark.parametrize("dependent", [False, True])
+@pytest.mark.parametrize("size", [2, 3, 5, 10])
+def test_imtl_g_is_the_papers_where_its_matrix_is_regular(size: int, dependent: bool) -> None:
+    """a = g_1 U' (D U')^-1, D and U the differences of g_1, u_1 and the others': d = 0 where all sum to zero."""
+    for seed in range(20):
+        rows = torch.randn(size, 24, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        rows = rows - rows.mean(0) if dependent else rows
+        units = rows / rows.norm(dim=1, keepdim=True)
+        apart, turned = rows[0] - rows[1:], units[0] - units[1:]
+        others = torch.linalg.solve(turned @ apart.T, turned @ rows[0])
+        balancer = IMTLG(num_tasks=size, seed=0)
+        weights = weigh(balancer, rows)
+        assert torch.allclose(weights, torch.cat([1 - others.sum(0, keepdim=True), others]), rtol=1e-6, atol=1e-6)
+        assert balancer.status == ("degenerate" if dependent else "solved")
+
+
 @modest
 @given(matrices())
 def test_mgda_improves_every_task_by_at_least_its_own_length(rows: Tensor) -> None:

@@ -72,6 +72,7 @@ def test_famo_updates_the_tasks_that_have_losses() -> None:
     assert balancer.logits[[0, 2]].tolist() == pair.logits.tolist()
     assert balancer.logits[1] == 0
     assert balancer.adam[2].tolist() == [3, 0, 3]
+    balancer.after_step(tensor(2, 2, 2), tensor(math.inf, math.inf, math.inf))  # the next step will not take place
     balancer.after_step(tensor(2, 0, 1), tensor(1.5, 1, 0))
     assert balancer.adam[2].tolist() == [4, 0, 3]
     balancer.after_step(tensor(0, 0, 0), tensor(1, 1, 1))

@@ -82,8 +82,9 @@ def test_gradnorm_names_the_task_whose_loss_it_cannot_compare() -> None:
 
 
 def test_mgda_divides_by_no_negative_loss() -> None:
-    with pytest.raises(ValueError, match="below 0"):
-        MGDA(num_tasks=2, seed=0, normalize="loss")(gramian(OPPOSITE), tensor(1, -1))
+    balancer = MGDA(num_tasks=2, seed=0, tasks=SPECS, normalize="loss")
+    with pytest.raises(ValueError, match="MGDA with normalize=loss needs losses of at least 0; task 'slots' has -1"):
+        balancer(gramian(OPPOSITE), tensor(1, -1))
 
 
 # ---------------------------------------------------------------- weights of some of the tasks

@@ -45,6 +45,16 @@ def test_alpha_fair_of_two_is_the_root_at_any_alpha(alpha: float, exponent: int)
         assert (gap <= 1e-15 * (weights @ lengths) * 8).all()
 
 
+@given(st.floats(0.02, 20), st.floats(-3, 3))
+def test_alpha_fair_of_two_parallel_gradients(alpha: float, exponent: float) -> None:
+    """w_i proportional to |g_i|^-alpha, from the two equations' ratio."""
+    ratio = 10.0**exponent
+    rows = tensor([[1.0, 0.0], [ratio, 0.0]])
+    weights, regular = alpha_fair(rows @ rows.T, alpha=alpha)
+    assert regular
+    assert float(weights[1] / weights[0]) == pytest.approx(ratio**-alpha, rel=1e-9)
+
+
 @pytest.mark.parametrize("scale", [1e-150, 1e150])
 def test_squares_of_lengths_neither_overflow_nor_vanish(scale: float) -> None:
     gramian = tensor([[4.0, -2.0], [-2.0, 3.0]]) * scale * scale

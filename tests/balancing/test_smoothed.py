@@ -86,6 +86,8 @@ def test_db_mtl_refuses() -> None:
     assert balancer.transform(tensor([0.0, 1.0])).isfinite().all()  # a task that is learnt
     with pytest.raises(ValueError, match="beta must be a finite number of at least 0 and below 1; got 1"):
         DBMTL(num_tasks=2, seed=0, beta=1)
+    with pytest.raises(ValueError, match="epsilon must be a finite number above 0; got 0"):
+        DBMTL(num_tasks=2, seed=0, epsilon=0)
 
 
 # ---------------------------------------------------------------- moco

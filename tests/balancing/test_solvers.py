@@ -75,6 +75,12 @@ def test_aligned_sum_is_the_default() -> None:
     assert direction(AlignedMTL, tensor(A)).tolist() == pytest.approx([2 * 0.722650, 2 * 1.083975], abs=2e-6)
 
 
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, 30.0])
+def test_aligned_refuses_what_is_no_gramian(wrong: float) -> None:
+    with pytest.raises(ValueError, match=r"Expected a (finite|positive semidefinite) Gramian"):
+        AlignedMTL(num_tasks=2, seed=0)(tensor([[[1.0, wrong], [wrong, 1.0]]]), tensor([1.0, 1.0]))
+
+
 def test_aligned_scale_modes() -> None:
     # methods, section 2, Aligned: "median" is the lower one; section 4: rmse. All are multiples of the same.
     rows = tensor(C)

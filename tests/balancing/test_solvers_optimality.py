@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from mtlbench.linalg import fair, hull
+from tests.balancing import residuals
 from tests.balancing.rows import A, tensor
-from tests.balancing.solvers import alpha_fair, bisector, dual_cone, is_zero, kkt_residual, min_norm
+from tests.balancing.solvers import alpha_fair, bisector, conflict_averse, dual_cone, is_zero, kkt_residual, min_norm
 from tests.test_linalg import CASES, jacobians, residual_in_units_of_the_diagonal
 
 SIZES = (1, 2, 3, 5, 10, 20, 40)
@@ -108,6 +109,30 @@ def test_a_weight_that_float64_cannot_hold_is_next_to_nothing() -> None:
     assert regular
     assert weights[0] <= 1e-300
     assert float((gramian @ weights)[1]) == pytest.approx(float(weights[1] ** (-1 / 100)))
+
+
+def test_conflict_averse_does_not_go_to_and_fro() -> None:
+    """Ten gradients between two of whose supports Newton's steps lead back and forth."""
+    for seed in (7799, 8598, 16030):
+        draw = np.random.default_rng(seed)
+        left, right = (np.linalg.qr(draw.standard_normal((10, 10)))[0] for _ in range(2))
+        rows = left * np.logspace(0, -5, 10) @ right * 10 ** draw.uniform(-1, 1, (10, 1))
+        gramian = torch.from_numpy(rows @ rows.T)
+        weights, regular = conflict_averse(gramian, c=1.0)
+        assert regular
+        assert residuals.cagrad(gramian, weights, c=1.0) <= 1e-8
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-10, 1e-9, 1e-8])
+def test_conflict_averse_of_gradients_opposite_up_to_rounding(noise: float) -> None:
+    """In the ball, and where float64 can tell no direction that improves all, none is made up."""
+    for seed in range(40):
+        rows = torch.from_numpy(np.random.default_rng(seed).standard_normal((3, 24)))
+        rows[1] = -0.7 * rows[0] + noise * rows[1]
+        weights, _ = conflict_averse(rows @ rows.T, c=0.5)
+        mean = rows.mean(0)
+        assert (weights @ rows - mean).norm() <= 0.5 * mean.norm() * (1 + 1e-6)
+        assert weights.abs().max() <= 100
 
 
 def test_bisector_of_dependent_gradients_is_the_pseudo_inverse() -> None:

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 import torchjd.aggregation as reference
+from hydra.utils import instantiate
 from hypothesis import given
+from omegaconf import OmegaConf
 
 from mtlbench.balancing.base import Balancer, Property, Weighting
 from mtlbench.balancing.crmogm import CRMOGM
@@ -25,6 +27,7 @@ from mtlbench.balancing.modo import MoDo
 from mtlbench.balancing.pcgrad import PCGrad
 from mtlbench.balancing.sdmgrad import SDMGrad
 from tests.balancing.rows import OPPOSITE, SEEDS, A, B, C, direction, jacobian, six, tensor, weigh
+from tests.contract.test_balancers import BUILT, NAMES, load, specs
 
 
 @pytest.mark.parametrize(
@@ -220,6 +223,15 @@ def test_crmogm_smooths_the_weights() -> None:
     assert weigh(balancer, tensor(B)).tolist() == six(*expected)
     expected = [0.9 * expected[0] + 0.1 * 0.4, 0.9 * expected[1] + 0.1 * 0.6]
     assert weigh(balancer, tensor(A)).tolist() == six(*expected)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if isinstance(BUILT[name], Weighting)])
+def test_crmogm_around_any_weighting(name: str) -> None:
+    """With the one override that says which: its own options have their defaults, or are given beside it."""
+    inner = {"_target_": load(name)._target_} | ({"weighting": load(name).weighting} if name == "crmogm" else {})
+    node = OmegaConf.merge(load("crmogm"), {"weighting": inner})
+    balancer = instantiate(node, _partial_=True, _convert_="all")(num_tasks=3, seed=0, tasks=specs(3))
+    assert type(balancer.inner) is type(BUILT[name])
 
 
 def test_crmogm_equals_torchjd() -> None:

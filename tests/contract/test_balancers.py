@@ -65,11 +65,11 @@ def step(balancer: Balancer, jacobian: Tensor, losses: Tensor, active: Tensor | 
         objective.backward()
         assert leaf.grad is not None
         weights = leaf.grad.double()[None]
-        result = Step(weights[0] @ jacobian, weights)
+        result = Step(weights[0].to(jacobian) @ jacobian, weights)
     else:
         moved.sum().backward()
         assert leaf.grad is not None
-        result = _of_gradients(balancer, leaf.grad.double()[:, None] * jacobian, moved.detach(), active)
+        result = _of_gradients(balancer, leaf.grad.to(jacobian)[:, None] * jacobian, moved.detach(), active)
     assert result.direction.isfinite().all()
     assert result.weights is None or result.weights.isfinite().all()
     assert balancer.status in ("solved", "degenerate")
@@ -199,11 +199,10 @@ def test_number_of_tasks_is_checked(name: str) -> None:
 def test_steps_are_finite(name: str, size: int, dtype: torch.dtype) -> None:
     balancer = build(name, size)
     for index in range(3):
-        jacobian, losses = problem(size, seed=index)
-        # A Weighting's Gramian and losses are float64 by contract, whatever the model's precision was.
-        losses = losses.to(dtype) if isinstance(balancer, Scalarizer) else losses.to(dtype).double()
-        jacobian = jacobian.to(dtype).double()
-        step(balancer, jacobian, losses)
+        jacobian, losses = (each.to(dtype) for each in problem(size, seed=index))
+        if isinstance(balancer, Weighting):  # Gramian and losses are float64 by contract, whatever the model's are
+            jacobian, losses = jacobian.double(), losses.double()
+        assert step(balancer, jacobian, losses).direction.dtype == jacobian.dtype
         balancer.end_epoch(losses.double())
 
 
@@ -216,6 +215,37 @@ def test_awkward_gradients_have_finite_weights(name: str, size: int) -> None:
         # And it recovers.
         step(balancer, *problem(size))
         assert balancer.status == "solved" or size > COLUMNS  # those may be Pareto-stationary
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if isinstance(BUILT[name], Weighting)])
+@pytest.mark.parametrize("opposite", ["two", "two and a third", "the last and the sum of the others"])
+def test_float32_gradients_can_be_summed(name: str, opposite: str) -> None:
+    """What float32 has left of opposite gradients' sum is no direction, and no weights are so great that it counts."""
+    for size, seed in itertools.product((3, 10), range(20)):
+        jacobian = problem(size, seed=seed)[0].float()
+        if opposite == "two":
+            jacobian[1] = -0.7 * jacobian[0]
+        elif opposite == "two and a third":
+            jacobian[1], jacobian[2] = 0.3 * jacobian[0], -1.3 * jacobian[0]
+        else:
+            jacobian[-1] = -jacobian[:-1].sum(0)
+        weights = step(build(name, size), jacobian.double(), problem(size, seed=seed)[1]).weights
+        assert weights is not None
+        exact, rounded = weights @ jacobian.double(), weights.float() @ jacobian
+        assert (rounded - exact).norm() <= 1e-4 * max(exact.norm(), jacobian.norm(dim=1).max())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_another_precision_of_the_model_leaves_the_state_as_it_is(name: str) -> None:
+    size = enough(name, 3)
+    balancer, moved = build(name, size), build(name, size)
+    sequence(balancer, steps=4)
+    sequence(moved, steps=4)
+    holder = torch.nn.ModuleList([moved]).to(torch.bfloat16)
+    for one, other in zip(balancer.buffers(), holder.buffers(), strict=True):
+        assert torch.equal(one.nan_to_num(nan=-1), other.to(one).nan_to_num(nan=-1))
+        assert one.dtype != torch.float64 or other.dtype == torch.float64
+    step(moved, *problem(size, seed=4))
 
 
 @pytest.mark.parametrize("name", NAMES)
