@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from mtlbench import record
 from mtlbench.assembly import plain, set_up
 from mtlbench.lit.callbacks import Recorder
-from mtlbench.lit.selection import check_checkpoint, check_selection, quiet, select
+from mtlbench.lit.selection import check_checkpoint, check_folder, check_selection, quiet, select
 from mtlbench.saved import load_weights, save
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ def fit(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
 
 
 def _fit(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
+    check_folder(run_dir)
     memory = record.PeakMemory()
     recorder = Recorder(run_dir)
     trainer = _make_trainer(cfg, run_dir, recorder)
@@ -105,12 +106,13 @@ def run_itself(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
 
 def test(cfg: DictConfig, *, run_dir: Path) -> dict[str, float]:
     """Tests the weights that a run saved, on the test split that `cfg` names, and writes nothing."""
+    check_folder(run_dir)
     _, _, datamodule, module = set_up(cfg)
     load_weights(module.model, run_dir)
     quiet()
     trainer = instantiate(
         cfg.trainer, callbacks=[], logger=False, enable_checkpointing=False, enable_model_summary=False, devices=1,
-        num_nodes=1,
+        num_nodes=1, default_root_dir=str(run_dir),
     )  # fmt: skip
     trainer.test(module, datamodule, verbose=False)
     return module.test

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,10 +21,22 @@ from torch import Tensor, nn
 
 from mtlbench import processes
 
-ENVIRONMENTS: dict[str, Any] = {
+
+class SrunEnvironment(SLURMEnvironment):
+    """Slurm's numbering of the processes that srun has started; what they go on from is the run's own checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__(auto_requeue=False)
+
+    @staticmethod
+    def _validate_srun_variables() -> None:
+        """Nothing: Lightning refuses `srun -n 2`, which counts tasks without saying how many a node gets."""
+
+
+ENVIRONMENTS: dict[str, Callable[[], ClusterEnvironment]] = {
     "mtlbench": LightningEnvironment,
     "torchrun": TorchElasticEnvironment,
-    "srun": lambda: SLURMEnvironment(auto_requeue=False),
+    "srun": SrunEnvironment,
 }
 
 
@@ -82,13 +94,14 @@ def make_trainer(
     if strategy not in ("auto", "ddp"):
         raise ValueError(f"strategy={strategy!r}: expected auto or ddp.")
     place = processes.place()
+    # One process alone gets one too: in a Slurm job Lightning would choose Slurm's, which requeues by itself.
+    environment = ENVIRONMENTS["mtlbench" if place is None else place.started_by]()
+    given = arguments.pop("plugins", None) or []
+    plugins = [environment, *(given if isinstance(given, Sequence) else [given])]
     if place is not None:
-        environment: ClusterEnvironment = ENVIRONMENTS[place.started_by]()
-        given = arguments.get("plugins") or []
-        plugins = [environment, *(given if isinstance(given, Sequence) else [given])]
-        arguments |= {"strategy": EngineDDP(timeout=timeout), "plugins": plugins}
+        arguments["strategy"] = EngineDDP(timeout=timeout)
     # The loader gives each rank its part; Lightning's sampler would repeat examples.
-    trainer = Trainer(devices=devices, num_nodes=num_nodes, use_distributed_sampler=False, **arguments)
+    trainer = Trainer(devices=devices, num_nodes=num_nodes, use_distributed_sampler=False, plugins=plugins, **arguments)
     if place is None and trainer.world_size > 1:
         raise ValueError(
             f"{trainer.world_size} devices take as many processes, and this is one alone. mtlbench.train.train starts "
@@ -108,7 +121,10 @@ def check_strategy(trainer: Trainer) -> None:
 
 def count(accelerator: str, devices: Any) -> int:
     """How many devices of this machine `auto` or -1 means."""
-    trainer = Trainer(accelerator=accelerator, devices=devices, logger=False, enable_checkpointing=False)
+    environment = LightningEnvironment()  # also in a Slurm job, where Lightning would look for srun's settings
+    trainer = Trainer(
+        accelerator=accelerator, devices=devices, logger=False, enable_checkpointing=False, plugins=[environment]
+    )
     return trainer.num_devices
 
 

@@ -38,6 +38,21 @@ def check_selection(trainer: Trainer, module: MultiTaskModule) -> None:
         )
 
 
+def check_folder(run_dir: Path) -> None:
+    """Refuses a folder with a requeued job's checkpoint.
+
+    In a Slurm job Lightning loads it at every fit, validate and test, whatever the weights at hand.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    for path in sorted(run_dir.glob("hpc_ckpt_*")):
+        raise ValueError(
+            f"{path} was left by a job that Lightning requeued, and in a Slurm job it would be loaded in place of the "
+            "selected weights. Delete it: a run goes on from checkpoints/last.ckpt."
+        )
+
+
 def check_checkpoint(path: Path, module: nn.Module) -> None:
     """Refuses a checkpoint that can't be gone on from.
 
@@ -116,6 +131,7 @@ def quiet() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*isinstance.treespec, LeafSpec.*",  # a deprecation inside Lightning
         ".*sync_dist=True.*",  # every rank has the values of all
+        ".*`srun` command is available.*",  # one process is as good in a Slurm job
         ".*number of training batches .* is smaller than the logging interval.*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -148,11 +148,11 @@ def test_torchrun(tmp_path: Path) -> None:
 
 
 def test_srun(tmp_path: Path) -> None:
-    """Two processes as Slurm's srun starts and numbers them."""
+    """Two processes as Slurm's `srun -N1 -n2` starts and numbers them."""
     given = [*TWO, "balancer=pcgrad", "hydra.run.dir=run"]
     common = {
         "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2",
-        "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost",
+        "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(processes.free_port()),
     }  # fmt: skip
     tasks = [start(tmp_path, *given, SLURM_PROCID=rank, SLURM_LOCALID=rank, **common) for rank in ("0", "1")]
