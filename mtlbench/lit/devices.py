@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 
 from mtlbench import processes
+from mtlbench.lit.checkpoint_io import WholeCheckpoints
 
 
 class SrunEnvironment(SLURMEnvironment):
@@ -97,7 +98,7 @@ def make_trainer(
     # One process alone gets one too: in a Slurm job Lightning would choose Slurm's, which requeues by itself.
     environment = ENVIRONMENTS["mtlbench" if place is None else place.started_by]()
     given = arguments.pop("plugins", None) or []
-    plugins = [environment, *(given if isinstance(given, Sequence) else [given])]
+    plugins = [environment, WholeCheckpoints(), *(given if isinstance(given, Sequence) else [given])]
     if place is not None:
         arguments["strategy"] = EngineDDP(timeout=timeout)
     # The loader gives each rank its part; Lightning's sampler would repeat examples.

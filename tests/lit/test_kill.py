@@ -1,7 +1,8 @@
-"""A run killed outright, and started again by the same command."""
+"""A run killed outright, also while it writes a checkpoint, and started again by the same command."""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,8 +11,10 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import torch
 
+from mtlbench.lit.devices import make_trainer
 from mtlbench.results.records import read_summary
 from tests.conftest import TINY
 
@@ -55,3 +58,21 @@ def test_kill_minus_nine_and_the_same_command_again(tmp_path: Path) -> None:
     assert read_summary(tmp_path / "killed")["test"] == read_summary(tmp_path / "whole")["test"]
     a, b = (pd.read_csv(tmp_path / name / "metrics.csv").drop(columns="seconds") for name in ("whole", "killed"))
     pd.testing.assert_frame_equal(a, b, check_exact=True)
+
+
+def test_a_checkpoint_takes_the_place_of_the_last_one_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where /tmp is on another file system, and the last process was killed while it wrote."""
+
+    def rename(*_: object, **__: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "rename", rename)
+    save = make_trainer(accelerator="cpu", logger=False).strategy.checkpoint_io.save_checkpoint
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    save({"step": 1}, path)
+    path.with_suffix(".part").write_bytes(b"half")
+    with path.open("rb") as before:
+        save({"step": 2}, path)
+        assert torch.load(before) == {"step": 1}
+    assert torch.load(path) == {"step": 2}
+    assert list(path.parent.iterdir()) == [path]
