@@ -1,6 +1,7 @@
 """The command `mtlbench`. Nothing heavy is imported before a command needs it.
 
-Exit status: 0 done; 1 a run failed; 2 the command line or the configuration is wrong; 130 interrupted.
+Exit status: 0 done; 1 a run failed; 2 the command line or the configuration is wrong; 130 interrupted; 143
+terminated.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from mtlbench import __version__
 from mtlbench.confdir import KINDS
+from mtlbench.processes import Terminated
 
 COMMANDS = {
     "train": "train: one run, or a sweep with -m (a Hydra app: overrides, --cfg job, --help)",
@@ -33,7 +35,7 @@ examples:
   mtlbench predict runs/snips/2026-11-22_16-00-00_equal_seed=0 input.jsonl --task all
   eval "$(mtlbench -sc install=bash)"        completion of the overrides of train
 
-exit status: 0 done, 1 a run failed, 2 wrong command line or configuration, 130 interrupted
+exit status: 0 done, 1 a run failed, 2 wrong command line or configuration, 130 interrupted, 143 terminated
 """
 
 
@@ -44,6 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _dispatch(arguments)
         sys.stdout.flush()
         return status
+    except Terminated:
+        print(
+            "mtlbench: terminated. Where the command names its directory (hydra.run.dir, hydra.sweep.dir), the same "
+            "command goes on.",
+            file=sys.stderr,
+        )
+        return 143
     except KeyboardInterrupt:
         print("mtlbench: interrupted", file=sys.stderr)
         return 130

@@ -10,14 +10,32 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
 GRACE = 10.0  # seconds that the others get to end by themselves after one has failed
 OWN = "MTLBENCH_RANK"  # the variable that tells a process started here: 0/2 is the first of two
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as Slurm sends at a job's end: it stops what Ctrl-C stops, sweeps too."""
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Within it SIGTERM raises `Terminated`."""
+
+    def terminate(*_: Any) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Place(NamedTuple):

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import hydra
@@ -67,9 +68,9 @@ def job(cfg: DictConfig) -> float:
         text = explain(error) if isinstance(error, USER_ERRORS) else f"{type(error).__name__}: {error}"
         raise JobError(f"{text}\nTraceback: {os.path.relpath(run_dir / 'train.log')}") from error
     except SystemExit as error:
-        # Lightning turns Ctrl-C into sys.exit; a sweep must stop at Ctrl-C, and at nothing else.
+        # Lightning turns Ctrl-C into sys.exit; a sweep must stop at Ctrl-C or SIGTERM, and at nothing else.
         if isinstance(error.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from error
+            raise error.__context__ from error
         raise JobError(f"The run left by sys.exit({error.code}).") from error
 
 
@@ -95,7 +96,9 @@ def train(arguments: list[str]) -> int:
     failures.clear()
     app = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)
     try:
-        app()
+        # One of several processes dies of it, which the others see at once: its threads may wait for theirs for long.
+        with nullcontext() if place is not None else processes.sigterm_interrupts():
+            app()
     except Refused as refused:
         return _fail(refused.reason, status=2)
     except BrokenPipeError:  # `--cfg job | head`

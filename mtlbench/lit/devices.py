@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mtlbench import processes
 from mtlbench.lit.checkpoint_io import WholeCheckpoints
+from mtlbench.lit.signals import KeepSigterm
 
 
 class SrunEnvironment(SLURMEnvironment):
@@ -101,6 +102,7 @@ def make_trainer(
     plugins = [environment, WholeCheckpoints(), *(given if isinstance(given, Sequence) else [given])]
     if place is not None:
         arguments["strategy"] = EngineDDP(timeout=timeout)
+    arguments["callbacks"] = [*arguments.get("callbacks", ()), KeepSigterm()]
     # The loader gives each rank its part; Lightning's sampler would repeat examples.
     trainer = Trainer(devices=devices, num_nodes=num_nodes, use_distributed_sampler=False, plugins=plugins, **arguments)
     if place is None and trainer.world_size > 1:

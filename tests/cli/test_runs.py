@@ -32,6 +32,7 @@ def test_a_run(cli: Cli, trained: list[dict[str, Any]], tmp_path: Path) -> None:
         (14, 1, "mtlbench train: ZeroDivisionError: a bug", "ZeroDivisionError: a bug"),
         (15, 1, "The run left by sys.exit(3).", ""),
         (16, 130, "mtlbench: interrupted", ""),
+        (17, 143, "mtlbench: terminated. Where the command names its directory", ""),
     ],
 )
 def test_a_failing_run_is_told_in_a_line_and_logged_with_its_traceback(
@@ -67,10 +68,13 @@ def test_a_sweep_outlives_failing_jobs(cli: Cli, trained: list[dict[str, Any]], 
     assert cli("train", "-m", "seed=1,2", "hydra.sweep.dir=mine")[0] == 0
 
 
-def test_a_sweep_stops_at_an_interrupt(cli: Cli, trained: list[dict[str, Any]]) -> None:
-    status, _, err = cli("train", "-m", "seed=1,16,2")
-    assert (status, len(trained)) == (130, 2)
-    assert "interrupted" in err
+@pytest.mark.parametrize(("seed", "status", "told"), [(16, 130, "interrupted"), (17, 143, "terminated")])
+def test_a_sweep_stops_at_an_interrupt(
+    cli: Cli, trained: list[dict[str, Any]], seed: int, status: int, told: str
+) -> None:
+    found, _, err = cli("train", "-m", f"seed=1,{seed},2")
+    assert (found, len(trained)) == (status, 2)
+    assert told in err
 
 
 @pytest.mark.parametrize(

@@ -14,15 +14,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mtlbench.lit.devices import digest
 
-SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "warn": signal.SIGUSR1}
+SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "terminate": signal.SIGTERM, "warn": signal.SIGUSR1}
 
 
 class Accident(Callback):
     """Something happens to one rank before a step, once: `happened` is a file that is then there, with its process.
 
     Args:
-        kind: kill -9; stop, so that it answers nobody; warn, as Slurm does before a job's end; raise; or wait, for a
-            test to do something.
+        kind: kill -9; stop, so that it answers nobody; warn or terminate, as Slurm does before a job's end; raise; or
+            wait, for a test to do something.
     """
 
     def __init__(self, *, kind: str, rank: int, step: int, happened: str) -> None:
