@@ -231,6 +231,7 @@ def _datasets(cfg: DictConfig) -> None:
 
 def _combinations(cfg: DictConfig) -> None:
     _devices(cfg)
+    _validation(cfg)
     sharing, balancer = (str(OmegaConf.select(cfg, f"{group}._target_")) for group in ("sharing", "balancer"))
     if sharing.endswith(".Independent") and not balancer.endswith(".Equal"):
         raise ConfigError(
@@ -271,6 +272,27 @@ def _devices(cfg: DictConfig) -> None:
         )
     if OmegaConf.select(cfg, "trainer.use_distributed_sampler") is not None:
         raise ConfigError("trainer.use_distributed_sampler: the loader gives each device its part. Leave it out.")
+
+
+def _validation(cfg: DictConfig) -> None:
+    """That there is one, for it selects the epoch that is tested."""
+    limit, every, epochs, trial = (
+        OmegaConf.select(cfg, f"trainer.{name}")
+        for name in ("limit_val_batches", "check_val_every_n_epoch", "max_epochs", "fast_dev_run")
+    )
+    if trial:  # which sets all of these itself
+        return
+    if limit == 0:
+        raise ConfigError(
+            "trainer.limit_val_batches=0: the epoch that is tested is selected by validation. Leave it out."
+        )
+    if epochs == 0:
+        raise ConfigError("trainer.max_epochs=0: the epoch that is tested is one that was trained. Train at least one.")
+    if epochs is not None and every is not None and 0 < epochs < every:
+        raise ConfigError(
+            f"trainer.check_val_every_n_epoch={every} with trainer.max_epochs={epochs}: no epoch would be validated, "
+            f"so none selected. Say at most {epochs}."
+        )
 
 
 def _features(cfg: DictConfig, sharing: str) -> None:

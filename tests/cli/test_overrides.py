@@ -66,6 +66,9 @@ from tests.cli.processes import Cli
         ("trainer.strategy=ddp_spawn", "expected auto or ddp. mtlbench starts a process for each device by itself"),
         ("+trainer.sync_batchnorm=true", "running statistics are averaged over the devices at every step"),
         ("+trainer.use_distributed_sampler=true", "the loader gives each device its part"),
+        ("trainer.check_val_every_n_epoch=11", "with trainer.max_epochs=10: no epoch would be validated"),
+        ("+trainer.limit_val_batches=0", "the epoch that is tested is selected by validation"),
+        ("trainer.max_epochs=0", "Train at least one"),
         ("encoder=pretrained", "no value for encoder.model: give encoder.model=..."),
         ("data.dir=${oc.env:MTLBENCH_NOWHERE}", "data.dir cannot be resolved"),
         ("sharing=independent", "have nothing to balance"),
@@ -119,6 +122,7 @@ def test_types_that_may_change(cli: Cli, trained: list[dict[str, Any]]) -> None:
         "trainer.devices=[0]",
         "trainer.precision=16",
         "trainer.gradient_clip_val=0.5",
+        "trainer.check_val_every_n_epoch=10",
     ]
     status, _, err = cli("train", *given, "+mine.key=text", "+trainer.profiler=simple")
     assert status == 0, err
