@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from mtlbench.check_balancer import check_balancer
 from mtlbench.confdir import conf_dir, groups
 from mtlbench.data.names import choose, expand, nearest
 from mtlbench.data.nodes import check_dataset
@@ -240,6 +241,16 @@ def _combinations(cfg: DictConfig) -> None:
         )
     if OmegaConf.select(cfg, "engine.measure") == "features":
         _features(cfg, sharing)
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    try:
+        check_balancer(
+            plain["balancer"],
+            num_tasks=len(choose(plain["benchmark"]["tasks"], plain["tasks"])),
+            engine=plain["engine"],
+            accumulated=plain["trainer"]["accumulate_grad_batches"],
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _devices(cfg: DictConfig) -> None:

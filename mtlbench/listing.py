@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mtlbench.confdir import KINDS, entries
-from mtlbench.methods import KINDS as BALANCERS
-from mtlbench.methods import UNKNOWN, Method, definitions, methods, summary
+from mtlbench.methods import Method, definitions, methods, summary
+from mtlbench.source import KINDS as BALANCERS
+from mtlbench.source import UNKNOWN
 
 COLUMNS = {
     "sum": "of a step's task weights: T (tasks), 1, or nothing in particular (free)",

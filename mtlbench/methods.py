@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import ast
 import re
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from mtlbench import source
 from mtlbench.confdir import Entry, entries
-
-KINDS = ("Scalarizer", "Weighting", "Aggregator")
-BASE = "mtlbench.balancing.base"
-UNKNOWN = "?"
+from mtlbench.source import UNKNOWN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +22,7 @@ class Method:
 
     Attributes:
         entry: its name, description and paper.
-        kind: one of `KINDS`.
+        kind: one of `source.KINDS`.
         weights_sum: T, 1 or free.
         properties: names of `Property`.
         backwards: how many a training step takes.
@@ -60,13 +56,13 @@ def methods(config_dir: Path | None = None) -> list[Method]:
 
 def definitions() -> dict[str, str]:
     """What each `Property` claims, by name."""
-    values = _assigned(next(_classes(f"{BASE}.Property")))
+    values = source.assigned(next(source.classes(f"{source.BASE}.Property")))
     return {name: ast.literal_eval(value) for name, value in values.items()}
 
 
 def summary(kind: str) -> str:
     """What balancers of a kind look at: the first line of its docstring."""
-    return (ast.get_docstring(next(_classes(f"{BASE}.{kind}"))) or "").partition("\n")[0]
+    return (ast.get_docstring(next(source.classes(f"{source.BASE}.{kind}"))) or "").partition("\n")[0]
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -91,14 +87,13 @@ def _with_defaults(name: str, nodes: dict[str, dict[str, Any]]) -> dict[str, Any
 
 def _method(entry: Entry, node: dict[str, Any]) -> Method:
     options = {key: value for key, value in node.items() if key != "_target_"}
-    classes = list(_classes(str(node.get("_target_", ""))))
-    kinds = [cls.name for cls in classes if cls.name in KINDS]
-    kind = kinds[0] if kinds else UNKNOWN
+    classes = list(source.classes(str(node.get("_target_", ""))))
+    kind = source.kind(classes)
     wraps = any(isinstance(value, dict) and value.get("_partial_") for value in options.values())
     return Method(
         entry=entry,
         kind=kind,
-        weights_sum="inner's" if wraps else str(_declared(classes, "weights_sum")),
+        weights_sum="inner's" if wraps else str(source.declared(classes, "weights_sum")),
         properties=_properties(classes),
         backwards="inner's" if wraps else _backwards(kind, classes),
         options=options,
@@ -107,7 +102,9 @@ def _method(entry: Entry, node: dict[str, Any]) -> Method:
 
 
 def _backwards(kind: str, classes: Sequence[ast.ClassDef]) -> str:
-    batches, after, measure = (_declared(classes, name) for name in ("num_batches", "needs_after_step", "measure"))
+    batches, after, measure = (
+        source.declared(classes, name) for name in ("num_batches", "needs_after_step", "measure")
+    )
     if UNKNOWN in (kind, batches, after, measure):
         return UNKNOWN
     count = {"Scalarizer": "1", "Weighting": "T", "Aggregator": "T + J"}[kind]
@@ -116,61 +113,8 @@ def _backwards(kind: str, classes: Sequence[ast.ClassDef]) -> str:
     return (str(batches) if batches > 1 else "") + count + (" + forward" if after else "")
 
 
-# ---------------------------------------------------------------- classes, as their files have them
-
-
-def _classes(target: str) -> Iterator[ast.ClassDef]:
-    """A class, given as module.name, and those it inherits from, the nearest first, as far as files are found."""
-    module, _, name = target.rpartition(".")
-    if name in KINDS:  # however they are imported
-        module = BASE
-    package, statements = _source(module)
-    for node in statements:
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            yield node
-            for base in node.bases:
-                yield from _classes(f"{module}.{ast.unparse(base).rpartition('.')[2]}")
-        elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) + 1 - node.level] if node.level else []
-            for alias in node.names:
-                if name == (alias.asname or alias.name):
-                    yield from _classes(".".join([*above, *filter(None, [node.module]), alias.name]))
-
-
-@cache
-def _source(module: str) -> tuple[list[str], list[ast.stmt]]:
-    """The package of a module, in parts, and the module's statements: none where an import would find no file."""
-    parts = module.split(".")
-    for folder in [Path(__file__).parent.parent, *map(Path, sys.path)]:
-        path = folder.joinpath(*parts)
-        for file, package in ((path / "__init__.py", parts), (path.with_suffix(".py"), parts[:-1])):
-            if module and file.is_file():
-                return package, ast.parse(file.read_text(encoding="utf-8")).body
-    return [], []
-
-
-def _assigned(cls: ast.ClassDef) -> dict[str, ast.expr]:
-    """What the body of a class assigns, by name."""
-    found = {}
-    for node in cls.body:
-        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
-            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                found[ast.unparse(target)] = node.value
-    return found
-
-
-def _value(classes: Sequence[ast.ClassDef], name: str) -> ast.expr | None:
-    return next((values[name] for values in map(_assigned, classes) if name in values), None)
-
-
-def _declared(classes: Sequence[ast.ClassDef], name: str) -> Any:
-    """The constant that a class attribute is."""
-    value = _value(classes, name)
-    return value.value if isinstance(value, ast.Constant) else UNKNOWN
-
-
 def _properties(classes: Sequence[ast.ClassDef]) -> tuple[str, ...]:
-    value = _value(classes, "properties")
+    value = source.value(classes, "properties")
     text = "" if value is None else ast.unparse(value)
     if not re.fullmatch(r"frozenset\((\{(Property\.\w+(, )?)+\})?\)", text):
         return (UNKNOWN,)

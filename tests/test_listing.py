@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from mtlbench import source
 from mtlbench.cli import main
 from mtlbench.confdir import KINDS, entries
 from mtlbench.listing import short
-from mtlbench.methods import _source
 
 List = Callable[..., tuple[int, str, str]]
 
@@ -21,7 +21,7 @@ def listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Captu
     """Calls the command in an empty folder; exit status, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-    _source.cache_clear()
+    source.read.cache_clear()
     return lambda *arguments: (main(["list", *arguments]), *capsys.readouterr())
 
 
@@ -62,7 +62,7 @@ def test_balancers_of_ones_own(listed: List, monkeypatch: pytest.MonkeyPatch, tm
     assert status == 0
     assert re.search(r"PYTHONPATH(.|\n)*rule +\? +\? +\? +My rule", out)
     monkeypatch.syspath_prepend(str(tmp_path / "my"))
-    _source.cache_clear()
+    source.read.cache_clear()
     status, out, _ = listed("--config-dir", "my")
     assert re.search(r"rule +T +T +My rule", out)
     assert "PYTHONPATH" not in out

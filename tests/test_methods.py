@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import nn
 
+from mtlbench import source
 from mtlbench.balancing.base import Aggregator, Property, Scalarizer, Weighting
 from mtlbench.gradients import GradientEngine
-from mtlbench.methods import KINDS, Method, _source, definitions, methods, summary
+from mtlbench.methods import Method, definitions, methods, summary
+from mtlbench.source import KINDS
 from tests.balancing.page import PAGE, page
 from tests.contract.test_balancers import BUILT
 
@@ -75,7 +77,7 @@ def test_the_engine_takes_as_many_backwards_as_are_told(name: str, monkeypatch: 
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], Method]:
     """The one balancer of a folder of one's own, which holds its config and modules."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    _source.cache_clear()
+    source.read.cache_clear()
 
     def read(files: dict[str, str]) -> Method:
         for name, text in files.items():

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mtlbench.listing import short
-from mtlbench.methods import KINDS, Method, definitions, methods, summary
+from mtlbench.methods import Method, definitions, methods, summary
+from mtlbench.source import KINDS
 
 PAGE = Path(__file__).parents[2] / "mtlbench" / "balancing" / "README.md"
 HEAD = """\

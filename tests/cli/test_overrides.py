@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,29 @@ def test_a_wrong_override_is_named_with_the_nearest_right_one(
     assert "Traceback" not in out + err
     assert not trained
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ("balancer=krum", "Krum balances at least 3 tasks, and here there are 2"),
+        ("balancer=crmogm balancer.weighting._target_=mtlbench.balancing.krum.Krum", "Krum balances at least 3 tasks"),
+        ("balancer=graddrop engine.measure=features", "GradDrop is an Aggregator, and engine.measure=features is for"),
+        ("balancer=famo engine.measure=last_layer", "FAMO is a Scalarizer, and engine.measure=last_layer is for"),
+        ("balancer=equal engine.route=ghost", "Equal is a Scalarizer, and engine.route=ghost is for"),
+        ("balancer=equal engine.refresh=3", "Leave it out, or say engine.refresh=1."),
+        ("balancer=graddrop engine.heads=weighted", "GradDrop is an Aggregator, which has no task weights"),
+        (
+            "balancer=pcgrad engine.route=batched trainer.accumulate_grad_batches=2",
+            "engine.route=batched with trainer.accumulate_grad_batches=2: it is for steps of one batch",
+        ),
+    ],
+)
+def test_what_a_balancer_cannot_take_is_told_by_its_text(overrides: str, expected: str) -> None:
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = hydra.compose("train", overrides.split())
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        check(cfg)
 
 
 @pytest.mark.parametrize("flags", [["--cfg", "job"], ["--help"], ["--info", "defaults"], ["-m"]], ids=" ".join)
@@ -181,8 +205,9 @@ def test_compose_from_a_notebook() -> None:
     "override", [f"{group}={entry.name}" for group in ("benchmark", "balancer") for entry in entries(group)]
 )
 def test_every_benchmark_and_balancer_composes(override: str) -> None:
+    several = ["benchmark=multidigits5"] if override.startswith("balancer") else []  # tasks, as some balancers need
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        check(hydra.compose("train", [override]))
+        check(hydra.compose("train", [override, *several]))
 
 
 def test_configurations_name_the_engine_s_routes() -> None:

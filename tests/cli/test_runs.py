@@ -78,7 +78,15 @@ def test_a_sweep_stops_at_an_interrupt(
 
 
 @pytest.mark.parametrize(
-    "override", ["balancer=equal,pcgrd", "seed=0,x", "tasks=[left],[lft]", "trainer.max_epoch=1,2", "optimizer.lr=1,-1"]
+    "override",
+    [
+        "balancer=equal,pcgrd",
+        "balancer=equal,krum",
+        "seed=0,x",
+        "tasks=[left],[lft]",
+        "trainer.max_epoch=1,2",
+        "optimizer.lr=1,-1",
+    ],
 )
 def test_no_job_of_a_sweep_starts_where_one_cannot(cli: Cli, trained: list[dict[str, Any]], override: str) -> None:
     status, out, err = cli("train", "-m", override)
