@@ -115,7 +115,7 @@ class GradientEngine:
         if measure is not None and not isinstance(balancer, Weighting):
             raise ValueError(f"measure says where a Gramian is taken, and {name} does not look at one.")
         place = balancer.measure if measure is None else measure
-        self._measure = Measure(shared, groups=self._groups, place=place, ranks=self._ranks)
+        self._measure = Measure(shared, groups=self._groups, place=place, num_tasks=len(tasks), ranks=self._ranks)
         if by_layer and not self._measure.everywhere:
             raise ValueError(f"{name} weighs each layer by itself and so needs measure='parameters'.")
         if self._measure.features and balancer.num_batches > 1:

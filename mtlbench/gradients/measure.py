@@ -24,20 +24,21 @@ class Measure:
         modules: what is shared.
         groups: for each shared parameter the index of its group; one group where not all are measured.
         place: one of the four.
+        num_tasks: T.
         ranks: those that train together.
 
     Raises:
         ValueError: `place` is none of the four, a module that is not shared, or does not fit what is shared.
     """
 
-    def __init__(self, modules: Modules, *, groups: Sequence[int], place: Where, ranks: Ranks) -> None:
+    def __init__(self, modules: Modules, *, groups: Sequence[int], place: Where, num_tasks: int, ranks: Ranks) -> None:
         self._groups, self._ranks = groups, ranks
         self._shared = parameters(modules)
         self.place: Sequence[nn.Parameter] | LastLayer | Features
         if place == "parameters":
             self.place = self._shared
         elif place == "last_layer":
-            self.place = LastLayer(modules)
+            self.place = LastLayer(modules, num_tasks)
         elif place == "features":
             self.place = Features(modules)
         elif isinstance(place, nn.Module):
@@ -61,12 +62,12 @@ class Measure:
         """What to take the losses' gradients of; the losses' graph must be alive."""
         if isinstance(self.place, Features):
             return self.place.take(batch)
-        return self.place.find(batch.losses, self._ranks) if isinstance(self.place, LastLayer) else self.place
+        return self.place.find(batch, self._ranks) if isinstance(self.place, LastLayer) else self.place
 
     def see(self, batch: MicroBatch) -> None:
         """Lets the last layer be found, from losses whose graph is alive, where rows of all parameters are summed."""
         if isinstance(self.place, LastLayer) and batch.totals.active:
-            self.place.find(batch.losses, self._ranks)
+            self.place.find(batch, self._ranks)
 
     def gramian(self, rows: Rows, jacobian: Tensor, other: Tensor | None = None) -> Tensor:
         """(G, A, A) of rows (A, P) of all shared parameters where measured; with `other` their products with those."""
