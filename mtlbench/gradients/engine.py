@@ -36,7 +36,9 @@ class GradientEngine:
     modules run.
 
     Args:
-        shared: modules or parameters that two or more tasks' losses reach. May be empty for a Scalarizer.
+        shared: modules or parameters that two or more tasks' losses reach. May be empty for a Scalarizer. What is
+            frozen later gets no gradient; what is frozen now stays unknown, here and in `private`: where it is to
+            train later, freeze it once the engine is made.
         balancer: decides the direction of the shared parameters.
         tasks: names of the tasks: the order of the rows and of the balancer's state.
         private: modules or parameters of single tasks (heads).

@@ -59,10 +59,15 @@ class Measure:
         return isinstance(self.place, Features)
 
     def inputs(self, batch: MicroBatch) -> Sequence[Tensor]:
-        """What to take the losses' gradients of; the losses' graph must be alive."""
+        """What to take the losses' gradients of; the losses' graph must be alive.
+
+        Raises:
+            RuntimeError: there is nothing of that kind, or it does not train any more.
+        """
         if isinstance(self.place, Features):
             return self.place.take(batch)
-        return self.place.find(batch, self._ranks) if isinstance(self.place, LastLayer) else self.place
+        self.see(batch)
+        return self._parameters()
 
     def see(self, batch: MicroBatch) -> None:
         """Lets the last layer be found, from losses whose graph is alive, where rows of all parameters are summed."""
@@ -75,10 +80,20 @@ class Measure:
             return rows.at_features()
         if self.everywhere:
             return rows.gramian(jacobian, self._groups, other, num_groups=max(self._groups) + 1)
+        measured = {id(p) for p in self._parameters()}
+        return rows.gramian(jacobian, [0 if id(p) in measured else None for p in self._shared], other)
+
+    def _parameters(self) -> list[nn.Parameter]:
         place = self.place.parameters if isinstance(self.place, LastLayer) else self.place
         assert isinstance(place, Sequence)
-        measured = {id(p) for p in place}
-        return rows.gramian(jacobian, [0 if id(p) in measured else None for p in self._shared], other)
+        found = [p for p in place if p.requires_grad]
+        if not found:
+            shapes = ", ".join(str(tuple(p.shape)) for p in place)
+            raise RuntimeError(
+                f"Gradients are measured at parameters of shapes {shapes}, and none of them trains any more. Make "
+                "the engine anew, or say measure='parameters'."
+            )
+        return found
 
     def forget(self) -> None:
         """Drops what was watched of a step that is not balanced."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from mtlbench.gradients.losses import MicroBatch
 from mtlbench.gradients.parts import COLUMNS
 from mtlbench.gradients.ranks import Ranks
+from mtlbench.gradients.training import of_training
 
 
 class TaskGradients(NamedTuple):
@@ -94,12 +96,10 @@ class Rows:
         self.counts[totals.active] += counts
         scales = (factor * batch.mine(counts)).tolist()
         for position, (task, loss) in enumerate(zip(batch.active, batch.losses, strict=True)):
-            last = position + 1 == len(batch.losses)
+            retain = retain_graph or position + 1 < len(batch.losses)
             cotangent = torch.full_like(loss, scales[position])
-            grads = torch.autograd.grad(
-                loss, self._inputs, cotangent, retain_graph=retain_graph or not last, allow_unused=True
-            )
-            self._add_row(task, grads)
+            take = partial(torch.autograd.grad, loss, grad_outputs=cotangent, retain_graph=retain, allow_unused=True)
+            self._add_row(task, of_training(self._inputs, take))
 
     def _add_row(self, task: int, grads: Sequence[Tensor | None]) -> None:
         shared, private = grads[: len(self._shared)], grads[len(self._shared) :]

@@ -18,6 +18,7 @@ from mtlbench.gradients.ranks import Ranks
 from mtlbench.gradients.record import BalanceRecord, expand
 from mtlbench.gradients.routes import Routes
 from mtlbench.gradients.rows import Rows, TaskGradients, times
+from mtlbench.gradients.training import of_training
 from mtlbench.gradients.writing import norm, ratio, refuse_non_finite, write, write_private
 
 
@@ -126,8 +127,11 @@ class Ways:
         gram = _scaled(gram, slopes, factor)
         weights = self._weigh(gram, means_of, active, step)
         plain = torch.ones_like(weights[0]) if slopes is None else slopes.to(weights)
-        equal = losses.weighted(plain, self._shared, retain=True) if self._match else []
-        direction = losses.weighted(weights[0] * plain, self._shared, retain=False)
+        both = weights[0] * plain
+        equal: list[Tensor | None] = []
+        if self._match:
+            equal = of_training(self._shared, lambda asked: losses.weighted(plain, asked, retain=True))
+        direction = of_training(self._shared, lambda asked: losses.weighted(both, asked, retain=False))
         if self._match:
             direction = _times(direction, ratio(norm(equal), norm(direction)))
         write(self._shared, direction)
@@ -169,9 +173,11 @@ class Ways:
         losses = batch.stacked.double()
         value = asking.objective(self._balancer, active, losses)
         parameters = [*own, *self._shared, *self._private]
-        slopes, *grads = torch.autograd.grad(
-            value, [losses, *parameters], torch.full_like(value, factor), allow_unused=True
+        cotangent = torch.full_like(value, factor)
+        slopes, *grads = of_training(
+            [losses, *parameters], lambda asked: torch.autograd.grad(value, asked, cotangent, allow_unused=True)
         )
+        assert slopes is not None
         write(parameters, grads)
         return self._record(active, means, slopes[None] if factor == 1 else slopes[None] / factor, None)
 
@@ -216,12 +222,12 @@ class Ways:
         """Gradients of the losses over all ranks, weighted with a cotangent (A,)."""
         here: Sequence[Tensor | None] = [None] * len(parameters)
         if batch.active:
-            here = torch.autograd.grad(
-                batch.stacked,
+            mine = batch.mine(cotangent).to(batch.stacked)
+            here = of_training(
                 parameters,
-                batch.mine(cotangent).to(batch.stacked),
-                retain_graph=retain_graph,
-                allow_unused=True,
+                lambda asked: torch.autograd.grad(
+                    batch.stacked, asked, mine, retain_graph=retain_graph, allow_unused=True
+                ),
             )
         return self._ranks.sum_found(here, parameters)
 
@@ -254,7 +260,8 @@ class Ways:
         """No balanced step: gradients are None where no task had a label, NaN where a number was not finite."""
         self._measure.forget()
         for parameter in [*self._shared, *self._private, *self._own]:
-            parameter.grad = torch.full_like(parameter, torch.nan) if active else None
+            trains = active and parameter.requires_grad
+            parameter.grad = torch.full_like(parameter, torch.nan) if trains else None
         return self._record(active, means, None, None)._replace(status="skipped")
 
     def _finite(self, rows: Rows, grads: TaskGradients, *, scaled: bool, step: int) -> bool:
