@@ -242,6 +242,7 @@ class GradientEngine:
             rows = self._new_rows(weigh=False)
             rows.add(batch, factor)
             record = self._ways.by_rows(rows, factor, scaled=scaled, step=self.step)
+        self._ways.settle()
         self.step += 1
         self._refresh.see(record, totals.active)
         return record

@@ -19,7 +19,7 @@ from mtlbench.gradients.record import BalanceRecord, expand
 from mtlbench.gradients.routes import Routes
 from mtlbench.gradients.rows import Rows, TaskGradients, times
 from mtlbench.gradients.training import of_training
-from mtlbench.gradients.writing import norm, ratio, refuse_non_finite, write, write_private
+from mtlbench.gradients.writing import norm, ratio, refuse_non_finite, separate, write, write_private
 
 
 class Ways:
@@ -56,6 +56,7 @@ class Ways:
         self._groups, self._measure, self._routes, self._ranks = groups, measure, routes, ranks
         self._heads, self._match = heads, normalize == "match_equal"
         self._own = asking.own_parameters(balancer)
+        self._written = [*shared, *private, *self._own]
 
     def by_rows(self, rows: Rows, factor: float, *, scaled: bool, step: int) -> BalanceRecord:
         """From the rows of all shared parameters."""
@@ -259,10 +260,14 @@ class Ways:
     def skip(self, active: list[int], means: Tensor) -> BalanceRecord:
         """No balanced step: gradients are None where no task had a label, NaN where a number was not finite."""
         self._measure.forget()
-        for parameter in [*self._shared, *self._private, *self._own]:
+        for parameter in self._written:
             trains = active and parameter.requires_grad
             parameter.grad = torch.full_like(parameter, torch.nan) if trains else None
         return self._record(active, means, None, None)._replace(status="skipped")
+
+    def settle(self) -> None:
+        """What every way ends with: gradients that may be changed in place."""
+        separate(self._written)
 
     def _finite(self, rows: Rows, grads: TaskGradients, *, scaled: bool, step: int) -> bool:
         """Whether losses and rows are finite; raises where they must be."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,30 @@ def write(parameters: Sequence[nn.Parameter], grads: Sequence[Tensor | None]) ->
     """Replaces `.grad`, None included."""
     for parameter, grad in zip(parameters, grads, strict=True):
         parameter.grad = grad
+
+
+def separate(parameters: Sequence[nn.Parameter]) -> None:
+    """Gives every `.grad` numbers of its own, as clipping in place wants them.
+
+    Autograd hands one tensor to several parameters (of a sum of two), parts of one that overlap, or one number
+    expanded (of a bias that is summed).
+    """
+    places: list[tuple[int, int, nn.Parameter]] = []
+    for parameter in parameters:
+        grad = parameter.grad
+        if grad is None or grad.layout is not torch.strided:
+            continue
+        if not grad.is_contiguous() and torch.empty_like(grad, device="meta").stride() != grad.stride():
+            parameter.grad = grad.clone()  # such a copy is dense
+        else:
+            start = grad.data_ptr()
+            places.append((start, start + grad.nbytes, parameter))
+    places.sort(key=itemgetter(0))
+    end = 0
+    for start, stop, parameter in places:
+        if start < end and parameter.grad is not None:
+            parameter.grad = parameter.grad.clone()
+        end = max(end, stop)
 
 
 def norm(grads: Sequence[Tensor | None]) -> float:

@@ -1,0 +1,93 @@
+"""Written gradients are tensors of their own, which clipping may change in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mtlbench.balancing.base import Balancer
+from mtlbench.gradients import GradientEngine
+from mtlbench.gradients.writing import separate
+from tests.gradients.test_engine import Geometric, Inverse, InverseAtLast, SignedMean, Sum
+
+KINDS: list[tuple[type[Balancer], dict[str, Any]]] = [
+    (Sum, {}),
+    (Geometric, {"normalize": "match_equal"}),
+    (SignedMean, {}),
+    (Inverse, {}),
+    (Inverse, {"route": "sequential"}),
+    (Inverse, {"refresh": 2}),
+    (InverseAtLast, {"heads": "weighted"}),
+]
+
+
+class Heads(nn.Module):
+    """Private parameters whose gradients autograd gives as one tensor, as parts of one, and expanded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.delta = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(4, 4))
+        self.rows, self.bias = nn.Parameter(torch.randn(2, 4)), nn.Parameter(torch.randn(4))
+        self.single = nn.Parameter(torch.randn(()))
+
+    def losses(self, z: Tensor) -> dict[str, Tensor]:
+        weight = self.base + self.delta + torch.cat([self.rows, self.rows.detach()])
+        return {
+            "a": (z @ weight).square().mean() + self.bias.sum(),
+            "b": z.square().mean() + self.single,
+            "c": (z - 1).square().mean(),
+        }
+
+
+def total(parameters: list[nn.Parameter]) -> float:
+    return float(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).norm())
+
+
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+@pytest.mark.parametrize("private", [True, False])
+def test_clipping_in_place(kind: type[Balancer], options: dict[str, Any], private: bool) -> None:
+    torch.manual_seed(0)
+    encoder, heads = nn.Sequential(nn.Linear(4, 4)), Heads()
+    shared = encoder if private else nn.ModuleList([encoder, heads])
+    engine = GradientEngine(
+        shared, kind(num_tasks=3, seed=0), tasks=("a", "b", "c"), private=heads if private else (), **options
+    )
+    parameters = [*encoder.parameters(), *heads.parameters()]
+    for _ in range(2):
+        engine.backward(heads.losses(encoder(torch.randn(3, 4))))
+        assert len({p.grad.data_ptr() for p in parameters if p.grad is not None}) == len(parameters)
+        before = [p.grad.clone() for p in parameters if p.grad is not None]
+        norm = total(parameters)
+        nn.utils.clip_grad_norm_(parameters, norm / 2)
+        for parameter, old in zip(parameters, before, strict=True):
+            torch.testing.assert_close(parameter.grad, old / 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "copied"),
+    [
+        (lambda x: [x[:2], x[2:]], [False, False]),
+        (lambda x: [x[:3], x[2:]], [False, True]),
+        (lambda x: [x[2:], x[:3]], [True, False]),
+        (lambda x: [x, x], [False, True]),
+        (lambda x: [x.T, x[:, 0]], [False, True]),
+        (lambda x: [x[:, 0]], [True]),
+        (lambda x: [x[0, 0].expand(3)], [True]),
+        (lambda x: [x.as_strided((2, 2), (1, 1))], [True]),
+        (lambda x: [x[:0], x.to_sparse()], [False, False]),
+    ],
+)
+def test_what_is_copied(make: Callable[[Tensor], list[Tensor]], copied: list[bool]) -> None:
+    grads = make(torch.arange(16.0).view(4, 4))
+    parameters = [nn.Parameter(torch.zeros(grad.shape)) for grad in grads]
+    for parameter, grad in zip(parameters, grads, strict=True):
+        parameter.grad = grad
+    separate(parameters)
+    assert [parameter.grad is not grad for parameter, grad in zip(parameters, grads, strict=True)] == copied
+    for parameter, grad in zip(parameters, grads, strict=True):
+        assert parameter.grad is not None
+        assert torch.equal(parameter.grad.to_dense(), grad.to_dense())
