@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -184,8 +185,9 @@ class GradientEngine:
             counts: number of labelled elements behind each loss; None: 1 each. A task with 0 is left out,
                 whatever its loss. Over micro-batches, rows are summed as count x gradient and divided once,
                 so that masks and uneven batches come out exact.
-            scale: factor on the written gradients. A tensor is a loss scaler's scale: non-finite numbers
-                then fill `.grad` for the scaler to see, and the balancer is not called.
+            scale: factor on the written gradients. A tensor is a loss scaler's scale: where a loss or a number of
+                any gradient is not finite, `.grad` is all NaN for the scaler to see, and the balancer's state is what
+                it was before.
             accumulate: adds this micro-batch to the step and returns None; the next call without it
                 balances the sum. T x P numbers are kept meanwhile, whatever the balancer.
 
@@ -196,7 +198,10 @@ class GradientEngine:
             ValueError: an unknown task, a loss that is no differentiable scalar, another number of batches than
                 the balancer takes, or micro-batches or ranks where the route or the refresh takes none.
             RuntimeError: the route can't be taken, or its first step finds it wrong.
-            FloatingPointError: a non-finite loss or gradient, naming task and step, unless under a scaler.
+            FloatingPointError: a non-finite loss, or a non-finite gradient among those that the balancer is asked
+                about, naming task and step, unless under a scaler. Others (all where a Scalarizer has one micro-batch,
+                those of private parameters, what is not measured) are not looked at without one, for that costs more
+                than a percent of a step.
         """
         batches = self._read(losses, counts)
         scaled, factor = isinstance(scale, Tensor), float(scale)
@@ -208,6 +213,7 @@ class GradientEngine:
         batch, totals = batches[0], batches[0].totals
         self._refuse(several=accumulate or self._rows is not None, alone=batch.alone)
         kept = self._refresh.kept(totals.active)
+        before = copy.deepcopy(self.balancer.state_dict()) if scaled and not accumulate else None
         if len(batches) > 1:
             self._batch_rows = self._batch_rows or BatchRows(
                 self.shared, self.private, num_tasks=len(self.tasks), ranks=self._ranks
@@ -242,7 +248,7 @@ class GradientEngine:
             rows = self._new_rows(weigh=False)
             rows.add(batch, factor)
             record = self._ways.by_rows(rows, factor, scaled=scaled, step=self.step)
-        self._ways.settle()
+        record = self._ways.settle(record, before)
         self.step += 1
         self._refresh.see(record, totals.active)
         return record

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -260,14 +260,28 @@ class Ways:
     def skip(self, active: list[int], means: Tensor) -> BalanceRecord:
         """No balanced step: gradients are None where no task had a label, NaN where a number was not finite."""
         self._measure.forget()
-        for parameter in self._written:
-            trains = active and parameter.requires_grad
-            parameter.grad = torch.full_like(parameter, torch.nan) if trains else None
+        self._write_none(nan=bool(active))
         return self._record(active, means, None, None)._replace(status="skipped")
 
-    def settle(self) -> None:
-        """What every way ends with: gradients that may be changed in place."""
+    def _write_none(self, *, nan: bool) -> None:
+        """No gradient, or NaN in all that train."""
+        for parameter in self._written:
+            parameter.grad = torch.full_like(parameter, torch.nan) if nan and parameter.requires_grad else None
+
+    def settle(self, record: BalanceRecord, before: dict[str, Any] | None) -> BalanceRecord:
+        """What every way ends with: gradients that may be changed in place.
+
+        Args:
+            record: of the step.
+            before: the balancer's state dict before it, to go back to where a loss scaler will skip the step; None
+                without one.
+        """
         separate(self._written)
+        if before is None or record.status == "skipped" or math.isfinite(norm([p.grad for p in self._written])):
+            return record
+        self._balancer.load_state_dict(before)
+        self._write_none(nan=True)
+        return record._replace(weights=None, gramian=None, status="skipped")
 
     def _finite(self, rows: Rows, grads: TaskGradients, *, scaled: bool, step: int) -> bool:
         """Whether losses and rows are finite; raises where they must be."""

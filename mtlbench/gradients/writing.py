@@ -63,7 +63,8 @@ def separate(parameters: Sequence[nn.Parameter]) -> None:
 
 def norm(grads: Sequence[Tensor | None]) -> float:
     """Of all of them as one vector."""
-    return float(torch.stack([g.norm() for g in grads if g is not None]).norm())
+    values = [g.coalesce().values() if g.is_sparse else g for g in grads if g is not None]
+    return float(nn.utils.get_total_norm(values))
 
 
 def ratio(target: float, size: float) -> float:
