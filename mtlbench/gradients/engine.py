@@ -176,7 +176,7 @@ class GradientEngine:
         scale: float | Tensor = 1.0,
         accumulate: bool = False,
     ) -> BalanceRecord | None:
-        """Balances one step and writes `.grad`.
+        """Balances one step and writes `.grad`. Where it raises, the step's micro-batches so far are forgotten.
 
         Args:
             losses: () mean loss of each task over its labelled elements; tasks may be left out. For a balancer
@@ -203,12 +203,25 @@ class GradientEngine:
                 those of private parameters, what is not measured) are not looked at without one, for that costs more
                 than a percent of a step.
         """
+        try:
+            return self._backward(losses, counts, scale=scale, accumulate=accumulate)
+        except BaseException:  # the next call begins a step anew
+            self._rows = self._batch_rows = None
+            self._measure.forget()
+            raise
+
+    def _backward(
+        self,
+        losses: Losses | Sequence[Losses],
+        counts: Counts | Sequence[Counts] | None,
+        *,
+        scale: float | Tensor,
+        accumulate: bool,
+    ) -> BalanceRecord | None:
         batches = self._read(losses, counts)
         scaled, factor = isinstance(scale, Tensor), float(scale)
         for one in batches:
             if not scaled and one.totals.bad is not None:
-                self._rows = self._batch_rows = None
-                self._measure.forget()
                 refuse_non_finite("loss", one.totals.bad, tasks=self.tasks, step=self.step)
         batch, totals = batches[0], batches[0].totals
         self._refuse(several=accumulate or self._rows is not None, alone=batch.alone)

@@ -39,13 +39,18 @@ class Features:
             )
         self._module = found[0]
         self._checked: set[int] = set()
-        self._outputs: list[list[Tensor]] = []
+        self._runs = 0  # since the last step
+        self._outputs: list[Tensor] = []  # of the last of them
         self._hook = self._module.register_forward_hook(self._note)
 
     def _note(self, module: nn.Module, inputs: Any, output: Any) -> None:
         tensors = [tensor for tensor in _tensors(output) if tensor.requires_grad]
         if tensors:
-            self._outputs.append(tensors)
+            self._runs, self._outputs = self._runs + 1, tensors
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the outputs: a copy of the module has this watch with it, and graphs can't be copied."""
+        return self.__dict__ | {"_runs": 0, "_outputs": []}
 
     def take(self, batch: MicroBatch) -> list[Tensor]:
         """The features that the losses were computed from.
@@ -54,21 +59,22 @@ class Features:
             RuntimeError: the shared module ran more often than once, or not at all, or a loss reaches its parameters
                 past the features.
         """
-        outputs, self._outputs = self._outputs, []
-        if len(outputs) != 1:
+        runs, outputs = self._runs, self._outputs
+        self.forget()
+        if runs != 1:
             raise RuntimeError(
                 f"measure='features' compares the tasks' gradients at one representation, and the shared module ran "
-                f"{len(outputs)} times for this step's losses: features of different examples have nothing to compare. "
+                f"{runs} times for this step's losses: features of different examples have nothing to compare. "
                 "Make the engine before the first forward, and say measure='parameters' where tasks have batches of "
                 "their own."
             )
         for task, loss in zip(batch.active, batch.losses, strict=True):
-            if task not in self._checked:
-                self._check(loss, outputs[0])
+            if task not in self._checked and self._check(loss, outputs):
                 self._checked.add(task)
-        return outputs[0]
+        return outputs
 
-    def _check(self, loss: Tensor, features: Sequence[Tensor]) -> None:
+    def _check(self, loss: Tensor, features: Sequence[Tensor]) -> bool:
+        """Whether there was anything to compare: not where gradients overflow."""
         shared = parameters(self._module)
         straight = _gradients([loss], shared, None)
         through = _gradients(features, shared, _gradients([loss], features, None))
@@ -80,10 +86,11 @@ class Features:
                 f"{float(gap / size):.1%} of its norm: the output is not all that the task reads of the shared "
                 "parameters, or parts of it hang on each other. Say measure='parameters'."
             )
+        return bool(gap.isfinite())
 
     def forget(self) -> None:
         """Drops what was watched of a forward whose losses are not balanced."""
-        self._outputs = []
+        self._runs, self._outputs = 0, []
 
     def close(self) -> None:
         """Removes the hook."""

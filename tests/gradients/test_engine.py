@@ -327,6 +327,25 @@ def test_wrong_losses_are_refused() -> None:
         engine.backward(losses, counts={"a": 1, "b": 1})
 
 
+@pytest.mark.parametrize("kind", [Sum, Inverse])
+def test_a_micro_batch_that_fails_is_forgotten(kind: type[Balancer]) -> None:
+    """As where the memory does not suffice: tasks before the failing one have their rows already."""
+    problem = Problem()
+    engine = engine_for(problem, kind)
+    losses, _ = problem.losses(slice(0, 5))
+    losses["b"].register_hook(fail)
+    with pytest.raises(RuntimeError, match="planted"):
+        engine.backward(losses, accumulate=True)
+    record = engine.backward(problem.losses()[0])
+    expected = engine_for(Problem(), kind).backward(problem.losses()[0])
+    assert record is not None and expected is not None
+    torch.testing.assert_close(record.losses, expected.losses)
+
+
+def fail(grad: Tensor) -> None:
+    raise RuntimeError("planted")
+
+
 def test_a_weighting_of_the_wrong_shape_is_refused() -> None:
     class Wrong(Weighting):
         def forward(self, gramian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:

@@ -1,5 +1,8 @@
 """Gramians of dL/dz, the gradients at the features that all heads read."""
 
+import copy
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -168,6 +171,39 @@ class Crossed(Inverse):
 def test_where_it_would_be_wrong_it_is_refused(message: str, make: Callable[[Problem], object]) -> None:
     with pytest.raises(ValueError, match=message):
         make(Problem())
+
+
+def test_a_copy_of_the_module_holds_no_graph_but_the_last() -> None:
+    """An average of the weights is a copy, made at any time, that may run with gradients and is never balanced."""
+    problem = Problem()
+    engine = engine_for(problem, Inverse, measure="features")
+    losses, _ = problem.losses()
+    copied = copy.deepcopy(problem.encoder)
+    seen = [weakref.ref(copied(problem.x)) for _ in range(3)]
+    gc.collect()
+    assert [output() is None for output in seen] == [True, True, False]  # the last one alone
+    record = engine.backward(losses)
+    assert record is not None and record.status == "solved"
+
+
+def test_a_refused_step_is_forgotten() -> None:
+    problem = Problem()
+    engine = engine_for(problem, Inverse, measure="features")
+    with pytest.raises(ValueError, match="unknown tasks"):
+        engine.backward({"d": problem.losses()[0]["a"]})
+    record = engine.backward(problem.losses()[0])
+    assert record is not None and record.status == "solved"
+
+
+def test_an_overflow_does_not_count_as_checked() -> None:
+    module, x = Split(), torch.randn(5, 6).double()
+    engine = GradientEngine(module, Inverse(num_tasks=1, seed=0), tasks=["a"], measure="features")
+    z = module(x)["x"]
+    record = engine.backward({"a": ((z + module.inner) * 0).sqrt().mean()}, scale=torch.tensor(2.0))
+    assert record is not None and record.status == "skipped"
+    z = module(x)["x"]
+    with pytest.raises(RuntimeError, match=r"differs by .* of its norm"):
+        engine.backward({"a": (z + module.inner).square().mean()})
 
 
 def test_closing_removes_the_hook() -> None:
