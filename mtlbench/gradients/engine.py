@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -196,7 +197,8 @@ class GradientEngine:
 
         Raises:
             ValueError: an unknown task, a loss that is no differentiable scalar, another number of batches than
-                the balancer takes, or micro-batches or ranks where the route or the refresh takes none.
+                the balancer takes, a scale that is not above 0, or micro-batches or ranks where the route or the
+                refresh takes none.
             RuntimeError: the route can't be taken, or its first step finds it wrong.
             FloatingPointError: a non-finite loss, or a non-finite gradient among those that the balancer is asked
                 about, naming task and step, unless under a scaler. Others (all where a Scalarizer has one micro-batch,
@@ -218,8 +220,10 @@ class GradientEngine:
         scale: float | Tensor,
         accumulate: bool,
     ) -> BalanceRecord | None:
-        batches = self._read(losses, counts)
         scaled, factor = isinstance(scale, Tensor), float(scale)
+        if not 0 < factor < math.inf:
+            raise ValueError(f"scale is a factor on gradients, above 0 and finite; got {factor}.")
+        batches = self._read(losses, counts)
         for one in batches:
             if not scaled and one.totals.bad is not None:
                 refuse_non_finite("loss", one.totals.bad, tasks=self.tasks, step=self.step)

@@ -346,6 +346,25 @@ def fail(grad: Tensor) -> None:
     raise RuntimeError("planted")
 
 
+@pytest.mark.parametrize("scale", [0.0, -1.0, torch.nan, torch.inf])
+def test_a_scale_that_is_none_is_refused(scale: float) -> None:
+    problem = Problem()
+    for given in (scale, torch.tensor(scale)):
+        with pytest.raises(ValueError, match="above 0 and finite"):
+            engine_for(problem, Inverse).backward(problem.losses()[0], scale=given)
+
+
+@pytest.mark.parametrize("kind", [Sum, Geometric, Inverse, InverseAtLast, SignedMean])
+def test_match_equal_where_no_loss_reaches_what_is_shared(kind: type[Balancer]) -> None:
+    problem = Problem()
+    engine = engine_for(problem, kind, normalize="match_equal")
+    engine.backward(problem.losses()[0])  # finds the last layer
+    record = engine.backward({name: problem.heads[name].weight.square().sum() for name in TASKS})
+    assert record is not None and record.status == "solved"
+    assert all(p.grad is None for p in problem.encoder.parameters())
+    assert all(problem.heads[name].weight.grad is not None for name in TASKS)
+
+
 def test_a_weighting_of_the_wrong_shape_is_refused() -> None:
     class Wrong(Weighting):
         def forward(self, gramian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
