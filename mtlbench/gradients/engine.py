@@ -105,6 +105,8 @@ class GradientEngine:
         partition.check(self.shared, self.private)
         if not self.shared and not isinstance(balancer, Scalarizer):
             raise ValueError(f"{name} balances shared parameters, and there are none that train.")
+        if not isinstance(balancer, Scalarizer):
+            partition.check_dense(shared, name)
         if products not in ("exact", "bfloat16"):
             raise ValueError(f"products is exact|bfloat16; got {products!r}.")
         self.heads, self.normalize, self.route = heads, normalize, route
@@ -180,7 +182,8 @@ class GradientEngine:
         """Balances one step and writes `.grad`. Where it raises, the step's micro-batches so far are forgotten.
 
         Args:
-            losses: () mean loss of each task over its labelled elements; tasks may be left out. For a balancer
+            losses: () mean loss of each task over its labelled elements; tasks may be left out. Of one in half
+                precision the scale and the weights that act on it are rounded to its type. For a balancer
                 with `num_batches` > 1 a sequence of that many such mappings, and so are `counts`: see
                 `Weighting.forward` for what becomes of them. A task is then balanced if every batch has labels of it.
             counts: number of labelled elements behind each loss; None: 1 each. A task with 0 is left out,

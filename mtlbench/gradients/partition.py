@@ -58,6 +58,21 @@ def check(shared: list[nn.Parameter], private: list[nn.Parameter]) -> None:
         raise ValueError(f"Shared parameters must have one dtype and one device, got {sorted(map(str, kinds))}.")
 
 
+def check_dense(modules: Modules, balancer: str) -> None:
+    """Refuses shared embeddings with sparse gradients, which have no rows to compare.
+
+    Raises:
+        ValueError: there is one that trains.
+    """
+    for member in members(modules):
+        for module in member.modules() if isinstance(member, nn.Module) else ():
+            if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse and module.weight.requires_grad:
+                raise ValueError(
+                    f"{balancer} compares gradients of single tasks, which are dense, and a shared "
+                    f"{type(module).__name__} has sparse=True: say sparse=False there."
+                )
+
+
 def layer_groups(modules: Modules, shared: list[nn.Parameter]) -> list[int]:
     """For each shared parameter the index of its group: one group for each module that owns some directly."""
     group_of: dict[int, int] = {}

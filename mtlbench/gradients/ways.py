@@ -290,19 +290,19 @@ class Ways:
         return bool((finite & grads.means.isfinite()).all())
 
     def _finite_products(self, gram: Tensor, active: list[int], *, scaled: bool, step: int) -> bool:
-        """Whether the rows behind a Gramian (G, A, A) are finite: their squares then are."""
+        """Whether the rows behind a Gramian (G, A, A) are finite: their squares then are, up to norms of 1e19."""
         squares = gram.diagonal(dim1=1, dim2=2)
         if math.isfinite(squares.sum()):  # none is negative
             return True
         finite = squares.isfinite().all(0).cpu()
-        self._require(finite, active, scaled=scaled, step=step)
+        self._require(finite, active, scaled=scaled, step=step, also=", or finite, but too long to be squared")
         return bool(finite.all())
 
-    def _require(self, finite: Tensor, active: list[int], *, scaled: bool, step: int) -> None:
+    def _require(self, finite: Tensor, active: list[int], *, scaled: bool, step: int, also: str = "") -> None:
         if not scaled and not finite.all():
             bad = torch.zeros(1, len(self._tasks), dtype=torch.bool)
             bad[0, active] = ~finite
-            refuse_non_finite("gradient", bad, tasks=self._tasks, step=step)
+            refuse_non_finite("gradient", bad, tasks=self._tasks, step=step, also=also)
 
 
 def _times(grads: Sequence[Tensor | None], factor: float) -> list[Tensor | None]:

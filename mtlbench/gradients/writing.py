@@ -72,7 +72,7 @@ def ratio(target: float, size: float) -> float:
     return target / size if size > 0 else 1.0
 
 
-def refuse_non_finite(what: str, bad: Tensor, *, tasks: Sequence[str], step: int) -> None:
+def refuse_non_finite(what: str, bad: Tensor, *, tasks: Sequence[str], step: int, also: str = "") -> None:
     """Says where numbers were not finite.
 
     Args:
@@ -80,6 +80,7 @@ def refuse_non_finite(what: str, bad: Tensor, *, tasks: Sequence[str], step: int
         bad: (W, T) of which rank and task.
         tasks: names.
         step: number.
+        also: what else it may be.
 
     Raises:
         FloatingPointError: always.
@@ -87,6 +88,6 @@ def refuse_non_finite(what: str, bad: Tensor, *, tasks: Sequence[str], step: int
     names = ", ".join(name for name, found in zip(tasks, bad.any(0).tolist(), strict=True) if found)
     where = f" on rank {', '.join(map(str, bad.any(1).nonzero().flatten().tolist()))}" if len(bad) > 1 else ""
     raise FloatingPointError(
-        f"Non-finite {what} of task {names} at step {step}{where}. Look at that step's data, lower the "
+        f"Non-finite {what} of task {names} at step {step}{where}{also}. Look at that step's data, lower the "
         "learning rate, or clip gradients."
     )
