@@ -172,6 +172,7 @@ def test_rows_that_hold_the_ones_before() -> None:
     (text, *routes) = found.errors
     assert "gradient of b beside the others' differs from that of its loss alone" in text
     assert all("Route" in route for route in routes)
+    assert any("Sequential.0.weight differs" in route for route in routes)
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -198,6 +199,11 @@ def test_not_finite() -> None:
         model, lambda: {task: loss * (torch.inf if task == "b" else 1) for task, loss in model.losses().items()}
     )
     assert any("gradient of b is not finite" in text for text in found.errors)
+
+
+def test_a_loss_that_is_not_finite_with_gradients_that_are() -> None:
+    model = Model()
+    only(look(model, lambda: model.losses() | {"b": model.losses()["b"] + torch.nan}), "The loss of b is nan.")
 
 
 def test_what_is_no_error() -> None:

@@ -90,20 +90,22 @@ def audit(
                 still = still & measure(replay, present, known).zero
         absent = [name for name in tasks or () if name not in present]
         findings = [*Judge(present, absent, known, reach, still).findings()]
-        pairs, refused, wrong = _engines(replay, present, known, reach)
+        lost = [name for name, loss in first.items() if not loss.isfinite()]
+        findings += [Finding("error", f"The loss of {name} is {float(first[name])}.") for name in lost]
+        pairs, refused, wrong = ([], {}, []) if lost else _engines(replay, present, shared, known, reach)
     products = ways.gramian(reach.rows)
     norms = products.diagonal().sqrt()
     return Audit(present, known, reach, products / torch.outer(norms, norms), pairs, refused, findings + wrong)
 
 
 def _engines(
-    replay: Replay, tasks: list[str], known: list[Known], reach: Reach
+    replay: Replay, tasks: list[str], shared: Modules, known: list[Known], reach: Reach
 ) -> tuple[list[ways.Pair], dict[str, str], list[Finding]]:
     """Compares what the engine makes of the losses that reach anything with what each has alone."""
     kept = [index for index in range(len(tasks)) if reach.reached[index].any()]
     names = [tasks[index] for index in kept]
-    shared, private = ([one.parameter for one in known if one.role == role] for role in ("shared", "private"))
-    if not shared or not reach.rows.any() or not reach.norms.isfinite().all():
+    private = [one.parameter for one in known if one.role == "private"]
+    if not reach.rows.any() or not reach.norms.isfinite().all():
         return [], {}, []
 
     def losses() -> dict[str, Tensor]:

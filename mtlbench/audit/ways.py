@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mtlbench.balancing.base import Aggregator, Weighting
 from mtlbench.gradients import GradientEngine
+from mtlbench.gradients.partition import Modules, parameters
 from mtlbench.gradients.routes import Route
 
 ALONE = "each loss alone"
@@ -69,7 +70,7 @@ class Engines:
     Args:
         losses: makes the () losses by a fresh forward, the same each time.
         tasks: their T names.
-        shared: P numbers in all.
+        shared: modules or parameters, P numbers in all.
         private: parameters.
     """
 
@@ -78,7 +79,7 @@ class Engines:
         losses: Callable[[], Mapping[str, Tensor]],
         *,
         tasks: Sequence[str],
-        shared: Sequence[nn.Parameter],
+        shared: Modules,
         private: Sequence[nn.Parameter],
     ) -> None:
         self._losses, self._tasks, self._shared, self._private = losses, tasks, shared, private
@@ -108,7 +109,7 @@ class Engines:
             engine.close()
         assert record is not None
         assert record.gramian is not None
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._shared]
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters(self._shared)]
         return Way(record.gramian[0].cpu(), torch.cat([grad.detach().reshape(-1) for grad in grads]).cpu())
 
 
