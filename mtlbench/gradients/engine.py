@@ -165,11 +165,12 @@ class GradientEngine:
 
     def state_dict(self) -> dict[str, Any]:
         """What a restart needs to go on alike, beside the balancer's own state: tensors and primitives."""
-        return self._refresh.state_dict()
+        return self._refresh.state_dict() | self._measure.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up the state of another engine with the same options."""
         self._refresh.load_state_dict(state)
+        self._measure.load_state_dict(state)
 
     def backward(
         self,

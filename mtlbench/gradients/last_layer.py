@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -71,13 +72,25 @@ class LastLayer:
                     "No shared layer was executed since the engine was made that every task's loss reaches. "
                     "Make the engine before the first forward, or say measure=<module>."
                 )
-            modules = {name: module for module, name in self._names.items()}
-            self._common = [modules[name] for name in common]
-            self._seen.update(batch.totals.active)
-            self.parameters = [p for p in self._common[0].parameters(recurse=False) if p.requires_grad]
-            if len(self._seen) == self._num_tasks:
-                self.close()
+            self._settle(common, self._seen.union(batch.totals.active))
         return self.parameters
+
+    def _settle(self, names: Sequence[str], seen: set[int]) -> None:
+        modules = {name: module for module, name in self._names.items()}
+        self._common, self._seen = [modules[name] for name in names], seen
+        self.parameters = [
+            p for module in self._common[:1] for p in module.parameters(recurse=False) if p.requires_grad
+        ]
+        if len(seen) == self._num_tasks:
+            self.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The layers that the tasks so far have in common, and those tasks."""
+        return {"names": [self._names[module] for module in self._common], "seen": sorted(self._seen)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from there."""
+        self._settle(state["names"], set(state["seen"]))
 
     def close(self) -> None:
         """Removes the hooks."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -94,6 +94,14 @@ class Measure:
                 "the engine anew, or say measure='parameters'."
             )
         return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was found in the steps so far."""
+        return {"last_layer": self.place.state_dict()} if isinstance(self.place, LastLayer) else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if isinstance(self.place, LastLayer):
+            self.place.load_state_dict(state["last_layer"])
 
     def forget(self) -> None:
         """Drops what was watched of a step that is not balanced."""

@@ -67,6 +67,18 @@ def test_a_later_task_is_not_measured_where_the_first_was_not() -> None:
     assert find(layer, b=net(x)[1].mean()) == ids(net.second)  # and not the pooler
 
 
+def test_a_restart_goes_on_from_the_tasks_so_far() -> None:
+    net, x = Net(), torch.randn(3, 4)
+    layer = LastLayer(net, 2)
+    find(layer, b=net(x)[0].square().mean())
+    net = Net()
+    restarted = LastLayer(net, 2)
+    restarted.load_state_dict(layer.state_dict())
+    assert find(restarted, a=net(x)[1].mean()) == ids(net.second)  # and not the pooler
+    assert not any(module._forward_hooks for module in net.modules())
+    assert restarted.state_dict() == {"names": ["0.second", "0.first"], "seen": [0, 1]}
+
+
 def test_evaluation_before_training_does_not_count() -> None:
     net = Net()
     layer = LastLayer(net, 2)
