@@ -14,6 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from mtlbench.check_balancer import check_balancer
+from mtlbench.check_trainer import check_trainer
 from mtlbench.confdir import conf_dir, groups
 from mtlbench.data.names import choose, expand, nearest
 from mtlbench.data.nodes import check_dataset
@@ -231,8 +232,10 @@ def _datasets(cfg: DictConfig) -> None:
 
 
 def _combinations(cfg: DictConfig) -> None:
-    _devices(cfg)
-    _validation(cfg)
+    try:
+        check_trainer(cfg)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     sharing, balancer = (str(OmegaConf.select(cfg, f"{group}._target_")) for group in ("sharing", "balancer"))
     if sharing.endswith(".Independent") and not balancer.endswith(".Equal"):
         raise ConfigError(
@@ -251,59 +254,6 @@ def _combinations(cfg: DictConfig) -> None:
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
-
-
-def _devices(cfg: DictConfig) -> None:
-    """Which devices there are is known later; here, whether a choice of some is one that the engine can work on."""
-    devices = OmegaConf.select(cfg, "trainer.devices")
-    some = list(devices) if isinstance(devices, ListConfig) else str(devices).strip(",").split(",")
-    all_of_them = devices in ("auto", -1, "-1")
-    if not all_of_them and not (some and all(str(index).strip().isdigit() for index in some)):
-        raise ConfigError(f"trainer.devices={devices}: expected a number, a list such as [0,2], or auto for all.")
-    if len(set(map(str, some))) < len(some) or devices in (0, "0"):
-        raise ConfigError(f"trainer.devices={devices}: expected at least one device, each once.")
-    strategy = OmegaConf.select(cfg, "trainer.strategy")
-    if strategy in ("auto", "ddp"):
-        pass
-    elif any(word in str(strategy).lower() for word in ("fsdp", "deepspeed", "model_parallel", "modelparallel")):
-        raise ConfigError(
-            f"trainer.strategy={strategy}: it shards the parameters, and gradients of single tasks are of whole ones. "
-            "Use trainer.strategy=ddp; a large encoder fits with trainer.precision=bf16-mixed, "
-            "encoder.gradient_checkpointing=true or encoder.lora."
-        )
-    else:
-        raise ConfigError(
-            f"trainer.strategy={strategy}: expected auto or ddp. mtlbench starts a process for each device by itself, "
-            "and the engine exchanges gradients, so that what other strategies are for does not come up."
-        )
-    if OmegaConf.select(cfg, "trainer.sync_batchnorm"):
-        raise ConfigError(
-            "trainer.sync_batchnorm=true: it exchanges numbers within each task's backward, and a device without "
-            "labels of a task has none. Leave it out: running statistics are averaged over the devices at every step."
-        )
-    if OmegaConf.select(cfg, "trainer.use_distributed_sampler") is not None:
-        raise ConfigError("trainer.use_distributed_sampler: the loader gives each device its part. Leave it out.")
-
-
-def _validation(cfg: DictConfig) -> None:
-    """That there is one, for it selects the epoch that is tested."""
-    limit, every, epochs, trial = (
-        OmegaConf.select(cfg, f"trainer.{name}")
-        for name in ("limit_val_batches", "check_val_every_n_epoch", "max_epochs", "fast_dev_run")
-    )
-    if trial:  # which sets all of these itself
-        return
-    if limit == 0:
-        raise ConfigError(
-            "trainer.limit_val_batches=0: the epoch that is tested is selected by validation. Leave it out."
-        )
-    if epochs == 0:
-        raise ConfigError("trainer.max_epochs=0: the epoch that is tested is one that was trained. Train at least one.")
-    if epochs is not None and every is not None and 0 < epochs < every:
-        raise ConfigError(
-            f"trainer.check_val_every_n_epoch={every} with trainer.max_epochs={epochs}: no epoch would be validated, "
-            f"so none selected. Say at most {epochs}."
-        )
 
 
 def _features(cfg: DictConfig, sharing: str) -> None:

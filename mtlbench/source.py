@@ -68,3 +68,9 @@ def declared(found: Sequence[ast.ClassDef], name: str) -> Any:
     """The constant that a class attribute is; `UNKNOWN` where the text does not show it."""
     given = value(found, name)
     return given.value if isinstance(given, ast.Constant) else UNKNOWN
+
+
+def arguments(cls: ast.ClassDef) -> list[str]:
+    """The names of its constructor's arguments."""
+    (init,) = [node for node in cls.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
+    return [argument.arg for argument in (*init.args.args[1:], *init.args.kwonlyargs)]

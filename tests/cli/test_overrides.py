@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import hydra
 import pytest
+from lightning.fabric.connector import _PRECISION_INPUT
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from omegaconf import OmegaConf
 
 from mtlbench.check import CHOICES, ConfigError, check, check_types
+from mtlbench.check_trainer import ACCELERATORS, PRECISIONS
 from mtlbench.confdir import conf_dir, entries
 from mtlbench.gradients.routes import ROUTES
 from tests.cli.processes import Cli
@@ -69,6 +72,11 @@ from tests.cli.processes import Cli
         ("+trainer.use_distributed_sampler=true", "the loader gives each device its part"),
         ("trainer.check_val_every_n_epoch=11", "with trainer.max_epochs=10: no epoch would be validated"),
         ("+trainer.limit_val_batches=0", "the epoch that is tested is selected by validation"),
+        ("trainer.accelerator=gpus", "trainer.accelerator=gpus: Did you mean gpu"),
+        ("trainer.precision=fp8", "trainer.precision=fp8: There is: 32-true"),
+        ("+trainer.limit_val_batch=1", "no argument 'limit_val_batch' of Lightning's Trainer. Did you mean limit_val_"),
+        ("+trainer.barebones=true", "it leaves out checkpoints and metrics, by which the tested epoch is selected"),
+        ("+trainer.callbacks=[]", "say +callbacks.NAME={_target_: ...}"),
         ("trainer.max_epochs=0", "Train at least one"),
         ("encoder=pretrained", "no value for encoder.model: give encoder.model=..."),
         ("data.dir=${oc.env:MTLBENCH_NOWHERE}", "data.dir cannot be resolved"),
@@ -94,6 +102,7 @@ def test_a_wrong_override_is_named_with_the_nearest_right_one(
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
+        ("trainer.accelerator=cpu trainer.devices=[0,1]", "trainer.devices=[0, 1] with trainer.accelerator=cpu"),
         ("balancer=krum", "Krum balances at least 3 tasks, and here there are 2"),
         ("balancer=crmogm balancer.weighting._target_=mtlbench.balancing.krum.Krum", "Krum balances at least 3 tasks"),
         ("balancer=graddrop engine.measure=features", "GradDrop is an Aggregator, and engine.measure=features is for"),
@@ -107,7 +116,7 @@ def test_a_wrong_override_is_named_with_the_nearest_right_one(
         ),
     ],
 )
-def test_what_a_balancer_cannot_take_is_told_by_its_text(overrides: str, expected: str) -> None:
+def test_what_does_not_go_together(overrides: str, expected: str) -> None:
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = hydra.compose("train", overrides.split())
     with pytest.raises(ConfigError, match=re.escape(expected)):
@@ -208,6 +217,13 @@ def test_every_benchmark_and_balancer_composes(override: str) -> None:
     several = ["benchmark=multidigits5"] if override.startswith("balancer") else []  # tasks, as some balancers need
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         check(hydra.compose("train", [override, *several]))
+
+
+def test_the_trainer_s_values_are_lightning_s() -> None:
+    given = [get_args(literal) for literal in get_args(_PRECISION_INPUT)]
+    assert {str(value) for values in given for value in values} == set(PRECISIONS)
+    for accelerator in {*ACCELERATORS} - {"auto", "gpu"}:
+        assert accelerator in AcceleratorRegistry.available_accelerators()
 
 
 def test_configurations_name_the_engine_s_routes() -> None:

@@ -1,0 +1,102 @@
+"""Whether the Trainer's settings are ones that Lightning and the engine take."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from mtlbench import source
+from mtlbench.data.names import nearest
+
+OWN = {"_target_", "timeout"}  # what the Trainer's node has beside Lightning's arguments
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+PRECISIONS = (
+    "32-true", "64-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "transformer-engine",
+    "transformer-engine-float16", "16", "32", "64", "bf16",
+)  # fmt: skip
+REFUSED = {
+    "barebones": "it leaves out checkpoints and metrics, by which the tested epoch is selected",
+    "callbacks": "say +callbacks.NAME={_target_: ...}",
+    "default_root_dir": "say hydra.run.dir=FOLDER",
+    "logger": "say logger=NAME",
+    "use_distributed_sampler": "the loader gives each device its part",
+}
+
+
+def check_trainer(cfg: DictConfig) -> None:
+    """Refuses what would fail only once torch and Lightning are imported, or once the run has trained.
+
+    Raises:
+        ValueError: naming the key, what was expected and what came.
+    """
+    _arguments(cfg)
+    _devices(cfg)
+    _validation(cfg)
+
+
+def _arguments(cfg: DictConfig) -> None:
+    """Their names, and the values of those that are one of a few words."""
+    found = next(source.classes("lightning.pytorch.trainer.trainer.Trainer"))
+    known = [*source.arguments(found), *OWN]
+    for name in map(str, cfg.trainer):
+        if name not in known:
+            raise ValueError(f"no argument '{name}' of Lightning's Trainer. {nearest(name, known)}")
+        if name in REFUSED and cfg.trainer[name] is not None:
+            raise ValueError(f"trainer.{name}: {REFUSED[name]}. Leave it out.")
+    for name, choices in (("accelerator", ACCELERATORS), ("precision", PRECISIONS)):
+        value = OmegaConf.select(cfg, f"trainer.{name}")
+        if isinstance(value, str | int) and str(value) not in choices:
+            raise ValueError(f"trainer.{name}={value}: {nearest(str(value), choices)}")
+
+
+def _devices(cfg: DictConfig) -> None:
+    """Which devices there are is known later; here, whether a choice of some is one that the engine can work on."""
+    devices = OmegaConf.select(cfg, "trainer.devices")
+    some = list(devices) if isinstance(devices, ListConfig) else str(devices).strip(",").split(",")
+    all_of_them = devices in ("auto", -1, "-1")
+    if not all_of_them and not (some and all(str(index).strip().isdigit() for index in some)):
+        raise ValueError(f"trainer.devices={devices}: expected a number, a list such as [0,2], or auto for all.")
+    if len(set(map(str, some))) < len(some) or devices in (0, "0"):
+        raise ValueError(f"trainer.devices={devices}: expected at least one device, each once.")
+    cpu = OmegaConf.select(cfg, "trainer.accelerator") == "cpu"
+    if cpu and (len(some) > 1 or isinstance(devices, ListConfig) or str(devices) == "-1"):
+        raise ValueError(f"trainer.devices={devices} with trainer.accelerator=cpu: expected a number of processes.")
+    strategy = OmegaConf.select(cfg, "trainer.strategy")
+    if strategy in ("auto", "ddp"):
+        pass
+    elif any(word in str(strategy).lower() for word in ("fsdp", "deepspeed", "model_parallel", "modelparallel")):
+        raise ValueError(
+            f"trainer.strategy={strategy}: it shards the parameters, and gradients of single tasks are of whole ones. "
+            "Use trainer.strategy=ddp; a large encoder fits with trainer.precision=bf16-mixed, "
+            "encoder.gradient_checkpointing=true or encoder.lora."
+        )
+    else:
+        raise ValueError(
+            f"trainer.strategy={strategy}: expected auto or ddp. mtlbench starts a process for each device by itself, "
+            "and the engine exchanges gradients, so that what other strategies are for does not come up."
+        )
+    if OmegaConf.select(cfg, "trainer.sync_batchnorm"):
+        raise ValueError(
+            "trainer.sync_batchnorm=true: it exchanges numbers within each task's backward, and a device without "
+            "labels of a task has none. Leave it out: running statistics are averaged over the devices at every step."
+        )
+
+
+def _validation(cfg: DictConfig) -> None:
+    """That there is one, for it selects the epoch that is tested."""
+    limit, every, epochs, trial = (
+        OmegaConf.select(cfg, f"trainer.{name}")
+        for name in ("limit_val_batches", "check_val_every_n_epoch", "max_epochs", "fast_dev_run")
+    )
+    if trial:  # which sets all of these itself
+        return
+    if limit == 0:
+        raise ValueError(
+            "trainer.limit_val_batches=0: the epoch that is tested is selected by validation. Leave it out."
+        )
+    if epochs == 0:
+        raise ValueError("trainer.max_epochs=0: the epoch that is tested is one that was trained. Train at least one.")
+    if epochs is not None and every is not None and 0 < epochs < every:
+        raise ValueError(
+            f"trainer.check_val_every_n_epoch={every} with trainer.max_epochs={epochs}: no epoch would be validated, "
+            f"so none selected. Say at most {epochs}."
+        )
