@@ -58,7 +58,7 @@ def test_your_own_dataset_tasks_and_balancer(tmp_path: Path) -> None:
 
 
 def test_the_engine_in_your_own_loop(tmp_path: Path) -> None:
-    (printed,) = execute(section("The engine in your own loop"), tmp_path)
+    printed, _ = execute(section("The engine in your own loop"), tmp_path)
     assert printed.startswith("tensor([[")
 
 
