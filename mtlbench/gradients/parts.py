@@ -155,7 +155,7 @@ class Tokens(Part):
     Args:
         index: of the weight.
         weight: the embedding's.
-        tokens: int64 of each call.
+        tokens: int32 or int64 of each call.
         results: of the calls, which are asked for.
         padding: the token whose gradient is zero; None for none.
     """
@@ -173,7 +173,7 @@ class Tokens(Part):
     ) -> None:
         self.indices, self.group, self.asked = [index], group, list(results)
         self._weight, self._padding = weight, padding
-        flat = [found.reshape(-1) for found in tokens]
+        flat = [found.reshape(-1).long() for found in tokens]
         self._found, inverse = torch.cat(flat).unique(return_inverse=True)
         self._places = inverse.split([len(one) for one in flat])
         self._rows = weight.new_zeros(tasks, len(self._found), weight.shape[1])

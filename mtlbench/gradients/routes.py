@@ -79,8 +79,8 @@ class Routes:
         result = self._grouped(graph, losses, chosen) or self._by_task(graph, losses, chosen)
         if result.parts and result.way not in self._verified:  # the first time that it goes this way
             names = [self._tasks[index] for index in batch.active]
-            verify(result, batch.losses, factor, self._shared, names=self._names, tasks=names, rough=self._rough)
-            self._verified.add(result.way)
+            if verify(result, batch.losses, factor, self._shared, names=self._names, tasks=names, rough=self._rough):
+                self._verified.add(result.way)
         return result, losses
 
     def _grouped(self, graph: Graph, losses: Backwards, chosen: Sequence[int]) -> LayerGradients | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -19,7 +20,7 @@ def verify(
     names: Sequence[str],
     tasks: Sequence[str],
     rough: bool,
-) -> None:
+) -> bool:
     """Compares rows, and the products of their sums, in every part; one row is there at a time.
 
     Args:
@@ -30,6 +31,9 @@ def verify(
         names: of the parameters.
         tasks: names of the active tasks.
         rough: the inner products are approximate, and not compared.
+
+    Returns:
+        Whether all numbers were finite: of others nothing can be said.
 
     Raises:
         RuntimeError: naming task and parameter where the two differ.
@@ -56,6 +60,8 @@ def verify(
             other = found[index]
             assert other is not None
             gap = float((other - row).double().norm())
+            if not math.isfinite(gap):
+                return False
             if gap > coarse * norm + fine * total:
                 raise RuntimeError(
                     f"route={grads.route!r}: the gradient of task {tasks[position]!r} at {names[index]} differs by "
@@ -70,6 +76,8 @@ def verify(
         straight_square = sum(float(sums[index].double().square().sum()) for index in part.indices)
         size = sum(sizes[index] for index in part.indices)
         gap = abs(float(vector @ products @ vector) - straight_square)
+        if not math.isfinite(gap):
+            return False
         if gap > coarse * size**2 + fine * whole**2:
             share = gap / size**2 if size else torch.inf
             raise RuntimeError(
@@ -77,6 +85,7 @@ def verify(
                 f"{share:.1e} of their size from those of gradients taken by themselves. Say route='sequential', and "
                 "report what is special about that layer."
             )
+    return True
 
 
 def _rows(loss: Tensor, parameters: Sequence[nn.Parameter], factor: float) -> Sequence[Tensor]:
