@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from mtlbench.gradients.choice import kind
-from mtlbench.gradients.graph import LEAF, Graph
+from mtlbench.gradients.graph import LEAF, Graph, packed
 from mtlbench.gradients.parts import Asked
 
 # At the representation, of the tasks in one batched backward: what a cache holds, and what a large memory holds.
@@ -218,8 +218,9 @@ def _dtype(edge: GradientEdge) -> torch.dtype:
 
 
 def _before_relu(cut: GradientEdge) -> GradientEdge | None:
-    """The result that a ReLU at the cut was made of; None where there is none."""
-    source, output = cut.node.next_functions[0] if kind(cut.node) == "ReluBackward0" else (None, 0)
+    """The result that a ReLU at the cut was made of; None where there is none, or its own is packed."""
+    known = kind(cut.node) == "ReluBackward0" and not packed(cut.node)
+    source, output = cut.node.next_functions[0] if known else (None, 0)
     return None if source is None or type(source) is LEAF else GradientEdge(source, output)
 
 

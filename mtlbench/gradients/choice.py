@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
-from mtlbench.gradients.graph import Graph, Use
+from mtlbench.gradients.graph import Graph, Use, packed
 from mtlbench.gradients.kernels import Kernels
 from mtlbench.gradients.parts import COLUMNS, Part, Product, Rows, Tokens
 
@@ -85,13 +85,18 @@ def factor_of(node: Any) -> Tensor:
     return x.detach()
 
 
-def tokens_of(use: Use) -> tuple[Tensor, int | None] | None:
-    """Tokens and padding token of a use as an embedding's weight; None where it is none, or not a plain one."""
-    node = use.node
-    if kind(node) != "EmbeddingBackward0" or node._saved_scale_grad_by_freq or node._saved_sparse:
-        return None
-    padding = node._saved_padding_idx
-    return node._saved_indices, padding if padding < 1 << 63 else None  # -1, unsigned
+def lookups(graph: Graph, weight: Tensor) -> list[Any] | None:
+    """The embeddings that a weight is read by.
+
+    None where it is read otherwise too, by one that is none of the plain ones, with several padding tokens, or where
+    the tokens are packed.
+    """
+    nodes: list[Any] = []
+    for node, _ in graph.uses[id(weight)]:
+        if kind(node) != "EmbeddingBackward0" or node._saved_scale_grad_by_freq or node._saved_sparse or packed(node):
+            return None
+        nodes.append(node)
+    return nodes if len({node._saved_padding_idx for node in nodes}) == 1 else None
 
 
 def _product(
@@ -106,7 +111,7 @@ def _product(
 ) -> Product | None:
     found = [product_of(graph, use) for use in graph.uses[id(shared[index])]]
     calls = [call for call in found if call is not None]
-    if len(calls) != len(found) or len({out_in for _, out_in in calls}) != 1:
+    if len(calls) != len(found) or len({out_in for _, out_in in calls}) != 1 or any(packed(node) for node, _ in calls):
         return None
     inputs = [factor_of(node) for node, _ in calls]
     rows, (d_in, d_out) = sum(map(len, inputs)), _in_out(shared[index], calls[0][1])
@@ -156,6 +161,8 @@ def _kernels(
     (node, slot), *more = graph.uses[id(shared[index])]
     if more or kind(node) != CONVOLUTION or slot != 1 or node._saved_transposed or node._saved_groups != 1:
         return None
+    if packed(node):
+        return None
     bias = biases.get(frozenset([node]))
     if node.next_functions[2][0] is not None and (bias is None or groups[bias] != groups[index]):
         return None
@@ -181,17 +188,21 @@ def _filled(channels: int) -> int:
 
 
 def _tokens(graph: Graph, weight: Tensor, index: int, group: int, tasks: int, *, always: bool) -> Tokens | None:
-    uses = graph.uses[id(weight)]
-    found = [tokens_of(use) for use in uses]
-    calls = [call for call in found if call is not None]
-    paddings = {padding for _, padding in calls}
-    if len(calls) != len(found) or len(paddings) != 1:
+    nodes = lookups(graph, weight)
+    if nodes is None:
         return None
-    if not always and sum(tokens.numel() for tokens, _ in calls) >= len(weight):
+    tokens = [node._saved_indices for node in nodes]
+    if not always and sum(one.numel() for one in tokens) >= len(weight):
         return None
-    edges = [GradientEdge(use.node, 0) for use in uses]
+    padding = nodes[0]._saved_padding_idx
     return Tokens(
-        index, weight, [tokens for tokens, _ in calls], edges, padding=paddings.pop(), group=group, tasks=tasks
+        index,
+        weight,
+        tokens,
+        [GradientEdge(node, 0) for node in nodes],
+        padding=padding if padding < 1 << 63 else None,  # -1, unsigned
+        group=group,
+        tasks=tasks,
     )
 
 
@@ -222,5 +233,5 @@ BATCHED = {
 
 
 def batches_well(graph: Graph) -> bool:
-    """Whether what lies behind the cut is done for many tasks at once."""
-    return graph.cut is not None and all(kind(node) in BATCHED for node in graph.behind)
+    """Whether what lies behind the cut is done for many tasks at once; what is run again for each backward is not."""
+    return graph.cut is not None and all(kind(node) in BATCHED and not packed(node) for node in graph.behind)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
@@ -54,6 +55,20 @@ class Graph:
     mixed: bool
     heads: list[Use]
     behind: list[Node]
+
+
+@cache
+def _saved(kind: type) -> list[str]:
+    """What an operation of a kind saves for its gradient, as it is kept."""
+    return [name for name in dir(kind) if name.startswith("_raw_saved_")]
+
+
+def packed(node: Any) -> bool:
+    """Whether an operation saved its tensors packed, by checkpointing or offloading: then each look is dear.
+
+    Of a checkpointed module each one runs it again, and keeps all that it saves.
+    """
+    return any(getattr(node, name).unpack_hook is not None for name in _saved(type(node)))  # type: ignore[arg-type]
 
 
 def read(losses: Sequence[Tensor], shared: Collection[int], private: Collection[int]) -> Graph:

@@ -1,7 +1,7 @@
 """Tasks with rows of their own in one batch: one backward of all of them, from which each task's gradients are cut.
 
-Where each loss reaches only its own rows of the representation and no layer mixes rows, the gradient at a layer's
-result is that of one task in each row, and one backward of the sum gives them all.
+Where each loss reaches only its own rows of the representation and no layer mixes rows (see `apart`), the gradient at a
+layer's result is that of one task in each row, and one backward of the sum gives them all.
 """
 
 from __future__ import annotations
@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from itertools import chain, islice, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
-from mtlbench.gradients.choice import kind
-from mtlbench.gradients.graph import Graph, Use
+from mtlbench.gradients.apart import mixed, shape_of
+from mtlbench.gradients.choice import kind, lookups
+from mtlbench.gradients.graph import Graph
 from mtlbench.gradients.parts import Part, Rows, Tokens
-from mtlbench.gradients.rules import Rule, mixes_rows, rule_of
+from mtlbench.gradients.rules import Rule, rule_of
 
 
 def starts_of(cotangents: Iterable[Tensor | None]) -> list[int] | None:
@@ -54,9 +56,9 @@ class Plan:
 
     Args:
         graph: of the losses.
-        parts: of the shared parameters: `Rows` and `Tokens`.
         shared: all shared parameters.
         names: of them.
+        chosen: indices of those whose gradients are taken.
         starts: the first row of each task at the cut.
         rows: at the cut.
     """
@@ -64,46 +66,54 @@ class Plan:
     def __init__(
         self,
         graph: Graph,
-        parts: Sequence[Part],
         shared: Sequence[nn.Parameter],
         names: Sequence[str],
+        chosen: Sequence[int],
         *,
         starts: Sequence[int],
         rows: int,
     ) -> None:
         self._graph, self._starts, self._rows = graph, starts, rows
-        self._by_rule: list[tuple[Rows, int, list[Rule]]] = []
-        self._by_token: list[tuple[Tokens, list[GradientEdge]]] = []
-        self.obstacle: str | None = None
-        if any(mixes_rows(node) for node in graph.behind):
-            self.obstacle = "a BatchNorm in training mixes the rows of the tasks"
-        for part in parts:
-            for place, index in enumerate(part.indices):
-                uses = graph.uses[id(shared[index])]
-                if isinstance(part, Tokens):
-                    self._by_token.append((part, [_edge_of_rows(graph, use) for use in uses]))
-                    continue
-                assert isinstance(part, Rows)
-                rules = [rule_of(graph, use) for use in uses]
-                known = [rule for rule in rules if rule is not None and self._fits(rule.length)]
-                if len(known) < len(rules):
-                    operations = ", ".join(sorted({kind(use.node) for use in uses}))
-                    self.obstacle = f"{names[index]} is read by {operations}, not known to go through it row by row"
-                self._by_rule.append((part, place, known))
+        self._rules: dict[int, list[Rule]] = {}
+        self._lookups: dict[int, list[GradientEdge]] = {}
+        why = mixed(graph, starts, rows)
+        reached = (index for index in chosen if id(shared[index]) in graph.reach)
+        obstacles = (self._obstacle(index, shared[index], names[index], why) for index in reached)
+        self.obstacle = next((obstacle for obstacle in obstacles if obstacle is not None), None)
 
-    def take(self, cut: GradientEdge, cotangent: Tensor, *, keep: bool) -> None:
-        """Fills the parts from the sum of all cotangents at the cut.
+    def _obstacle(self, index: int, parameter: nn.Parameter, name: str, why: dict[Node, Node]) -> str | None:
+        """Finds the operations that read a parameter; says why its gradients do not come out."""
+        uses = self._graph.uses[id(parameter)]
+        embeddings = lookups(self._graph, parameter)
+        if embeddings is not None:
+            self._lookups[index] = [_edge_of_rows(self._graph, node, why) for node in embeddings]
+            nodes = [edge.node for edge in self._lookups[index]]
+        else:
+            rules = [rule_of(self._graph, use) for use in uses]
+            self._rules[index] = [rule for rule in rules if rule is not None]
+            if len(self._rules[index]) < len(rules):
+                operations = ", ".join(sorted({kind(use.node) for use in uses}))
+                return f"{name} is read by {operations}, checkpointed or not known to go through it row by row"
+            nodes = [rule.node for rule in self._rules[index]]
+        mixing = ", ".join(sorted({kind(why[node]) for node in nodes if node in why}))
+        return f"between {name} and the losses {mixing} is not known to keep the tasks' rows apart" if mixing else None
+
+    def take(self, cut: GradientEdge, cotangent: Tensor, parts: Sequence[Part], *, keep: bool) -> None:
+        """Fills the parts, `Rows` and `Tokens`, from the sum of all cotangents at the cut.
 
         Each operation's gradient is used as it comes by, and then let go: kept to the end, those of a transformer's
         layers are more memory than its weights, and new to the cache each time.
         """
         uses: dict[Node, list[Callable[[Tensor], None]]] = {}
-        for rows, place, rules in self._by_rule:
-            for number, rule in enumerate(rules):
-                uses.setdefault(rule.node, []).append(partial(self._fill, rows, place, rule, again=number > 0))
-        for tokens, edges in self._by_token:
-            for number, edge in enumerate(edges):
-                uses.setdefault(edge.node, []).append(partial(self._fill_tokens, tokens, number))
+        for part in parts:
+            if isinstance(part, Tokens):
+                for number, edge in enumerate(self._lookups[part.indices[0]]):
+                    uses.setdefault(edge.node, []).append(partial(self._fill_tokens, part, number))
+                continue
+            assert isinstance(part, Rows)
+            for place, index in enumerate(part.indices):
+                for number, rule in enumerate(self._rules[index]):
+                    uses.setdefault(rule.node, []).append(partial(self._fill, part, place, rule, again=number > 0))
         ends, passed = _ends(self._graph, uses.keys())
 
         def use(node: Node, grads: tuple[Tensor, ...]) -> None:
@@ -125,24 +135,22 @@ class Plan:
     def _fill_tokens(self, tokens: Tokens, call: int, grad: Tensor) -> None:
         tokens.add_rows(call, grad, self._bounds(len(grad)))
 
-    def _fits(self, length: int) -> bool:
-        """Whether rows of an operation are those at the cut, or a number of them, or a part of one."""
-        return length % self._rows == 0 or self._rows % length == 0
-
     def _bounds(self, length: int) -> list[tuple[int, int]]:
         """Each task's rows of an operation; rows before a task's first, whose gradients are 0, go to the last."""
         starts = [0, *(start * length // self._rows for start in self._starts[1:]), length]
         return list(pairwise(starts))
 
 
-def _edge_of_rows(graph: Graph, use: Use) -> GradientEdge:
+def _edge_of_rows(graph: Graph, node: Any, why: dict[Node, Node]) -> GradientEdge:
     """Where the gradient of an embedding is taken row by row."""
-    reader = graph.readers[use.node]
-    same_for_all = len(use.node._saved_indices) == 1 and reader is not None and kind(reader.node) == "AddBackward0"
-    if reader is not None and same_for_all and (reader.slot == 0 or reader.node._saved_alpha == 1):
-        # Positions, added to all rows alike: the gradient row by row is that of the sum.
-        return GradientEdge(reader.node, 0)
-    return GradientEdge(use.node, 0)
+    reader = graph.readers[node]
+    if node in why and reader is not None and kind(reader.node) == "AddBackward0":
+        sum_of, scaled = reader.node, reader.slot == 1 and reader.node._saved_alpha != 1
+        others = shape_of(sum_of)[1:]
+        if not scaled and shape_of(node)[-len(others) :] == others:
+            # Positions, added to all rows alike: the gradient row by row is that of the sum.
+            return GradientEdge(sum_of, 0)
+    return GradientEdge(node, 0)
 
 
 def _ends(graph: Graph, wanted: Collection[Node]) -> tuple[list[Node], list[Node]]:

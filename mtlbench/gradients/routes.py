@@ -93,12 +93,12 @@ class Routes:
             starts = starts_of(losses.at_cut(task) for task in range(len(losses)))
             total = None if starts is None else losses.sum_at_cut()
             if starts is not None and total is not None:
-                parts = self._divide(graph, losses, chosen, grouped=True)
-                plan = Plan(graph, parts, self._shared, self._names, starts=starts, rows=len(total))
+                plan = Plan(graph, self._shared, self._names, chosen, starts=starts, rows=len(total))
                 obstacle = plan.obstacle
                 if obstacle is None:
+                    parts = self._divide(graph, losses, chosen, grouped=True)
                     result = LayerGradients("grouped", parts, losses.private, len(self._shared))
-                    plan.take(losses.cut, total, keep=losses.again or result.way not in self._verified)
+                    plan.take(losses.cut, total, parts, keep=losses.again or result.way not in self._verified)
                     return result
         if self._route == "grouped":
             raise RouteRefusedError(f"route='grouped' can't be taken: {obstacle}. Say route='auto'.")

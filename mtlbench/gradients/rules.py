@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mtlbench.gradients.choice import CONVOLUTION, factor_of, kind, product_of
-from mtlbench.gradients.graph import Graph, Use
+from mtlbench.gradients.graph import Graph, Use, packed
 from mtlbench.gradients.kernels import settings_of
 
 LAYER_NORM, BATCH_NORM = "NativeLayerNormBackward0", "NativeBatchNormBackward0"
@@ -22,11 +22,9 @@ class Rule(ABC):
 
     Attributes:
         node: of the operation.
-        length: its rows.
     """
 
     node: Any
-    length: int
 
     @abstractmethod
     def of_rows(self, grad: Tensor, start: int, stop: int) -> Tensor:
@@ -44,7 +42,6 @@ class Weight(Rule):
     """Of a product x W' or x W."""
 
     node: Any
-    length: int
     x: Tensor
     out_in: bool
 
@@ -64,7 +61,6 @@ class Bias(Rule):
     """What is added to a product or, channel by channel, to a convolution or a BatchNorm's result."""
 
     node: Any
-    length: int
 
     def of_rows(self, grad: Tensor, start: int, stop: int) -> Tensor:
         part = grad[start:stop]
@@ -76,7 +72,6 @@ class Scale(Rule):
     """Weight or bias of a normalisation over the last dimensions, and the weight of a BatchNorm in evaluation."""
 
     node: Any
-    length: int
     weight: tuple[Tensor, Tensor, Tensor] | None  # input, means, reciprocal deviations, in rows; None for the bias
     kept: tuple[int, ...]  # dimensions of the parameter
 
@@ -94,7 +89,6 @@ class Kernel(Rule):
     """A convolution's weight."""
 
     node: Any
-    length: int
     x: Tensor
     weight: Tensor
     settings: tuple[Any, ...]
@@ -107,31 +101,26 @@ class Kernel(Rule):
 
 
 def rule_of(graph: Graph, use: Use) -> Rule | None:
-    """The rule for a use of a parameter; None where the operation is none that goes row by row."""
+    """The rule for a use of a parameter; None where the operation is none that goes row by row, or saved it packed."""
     node, name, slot = use.node, kind(use.node), use.slot
     product = product_of(graph, use)
     if product is not None:
-        x = factor_of(product[0])
-        return Weight(product[0], len(x), x, product[1])
+        return None if packed(product[0]) else Weight(product[0], factor_of(product[0]), product[1])
     if name == "AddmmBackward0" and slot == 0 and node._saved_beta == 1:
-        return Bias(node, node._input_metadata[0].shape[0])
-    if (name == CONVOLUTION and slot == 2) or (name == BATCH_NORM and slot == 2):
-        return Bias(node, len(node._saved_input))
-    if name == CONVOLUTION:
-        x, weight = node._saved_input.detach(), node._saved_weight.detach()
-        return Kernel(node, len(x), x, weight, settings_of(node))
-    if name not in (LAYER_NORM, BATCH_NORM):
+        return Bias(node)
+    if name not in (CONVOLUTION, LAYER_NORM, BATCH_NORM) or packed(node):
         return None
+    if name == BATCH_NORM and node._saved_training:
+        return None
+    if name != LAYER_NORM and slot == 2:
+        return Bias(node)
     x = node._saved_input.detach()
+    if name == CONVOLUTION:
+        return Kernel(node, x, node._saved_weight.detach(), settings_of(node))
     if name == BATCH_NORM:
         shape = [1, -1, *[1] * (x.ndim - 2)]
         scale = (node._saved_running_var + node._saved_eps).rsqrt()
         mean, scale = (each.view(shape).expand_as(x) for each in (node._saved_running_mean, scale))
-        return Scale(node, len(x), (x, mean, scale), (1,))
+        return Scale(node, (x, mean, scale), (1,))
     weight = (x, node._saved_result1, node._saved_result2) if slot == 1 else None
-    return Scale(node, len(x), weight, tuple(range(x.ndim - len(node._saved_normalized_shape), x.ndim)))
-
-
-def mixes_rows(node: Any) -> bool:
-    """Whether a normalisation takes its statistics from the batch."""
-    return "BatchNorm" in kind(node) and not (kind(node) == BATCH_NORM and not node._saved_training)
+    return Scale(node, weight, tuple(range(x.ndim - len(node._saved_normalized_shape), x.ndim)))

@@ -87,14 +87,3 @@ def test_deep_copies_do_not_touch_the_original() -> None:
     for mine, old in zip(setting.grads(), before, strict=True):
         assert (mine is None) == (old is None)
         assert mine is None or old is None or torch.equal(mine, old)
-
-
-def test_a_checkpointed_module_is_run_again_and_not_counted_again() -> None:
-    setting = Setting(linear, own_rows=False)
-    plain = setting.engine(route="sequential").backward(setting.losses())
-    net = setting.trunk
-    run = net.forward
-    net.forward = lambda x: torch.utils.checkpoint.checkpoint(run, x, use_reentrant=False)
-    record = setting.engine(route="ghost").backward(setting.losses())
-    assert plain is not None and record is not None
-    torch.testing.assert_close(record.gramian, plain.gramian)
