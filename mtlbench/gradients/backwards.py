@@ -142,14 +142,18 @@ class Backwards:
             size = -(-len(self) // -(-len(self) // most))  # as few chunks as that takes, of one size
         tasks = slice(start, min(start + size, len(self)))
         stacked = self._stacked(tasks)
-        grads = torch.autograd.grad(
-            [self.cut],
-            asked,
-            [stacked],
-            is_grads_batched=True,
-            retain_graph=keep or self.again or tasks.stop < len(self),
-            allow_unused=True,
-        )
+        try:
+            grads = torch.autograd.grad(
+                [self.cut],
+                asked,
+                [stacked],
+                is_grads_batched=True,
+                retain_graph=keep or self.again or tasks.stop < len(self),
+                allow_unused=True,
+            )
+        except RuntimeError as error:
+            error.add_note("A backward of several tasks at once: a hook that reads numbers needs route='sequential'.")
+            raise
         return tasks, grads
 
     def _stacked(self, tasks: slice) -> Tensor:

@@ -44,11 +44,14 @@ def divide(
     """
     parts: list[Part] = []
     left: list[int] = []
-    biases = {_added_to(graph, shared[index]): index for index in chosen if shared[index].ndim == 1}
+    plain = [index for index in chosen if shared[index].ndim == 1 and not shared[index]._backward_hooks]
+    biases = {_added_to(graph, shared[index]): index for index in plain}
     for index in chosen:
         if id(shared[index]) in graph.reach:
             part: Part | None = None
-            if shared[index].ndim == 2:
+            if shared[index]._backward_hooks:  # called where autograd is asked for the parameter's own gradient
+                pass
+            elif shared[index].ndim == 2:
                 part = None if grouped else _product(graph, shared, index, biases, groups, tasks, rough=rough)
                 part = part or _tokens(graph, shared[index], index, groups[index], tasks, always=grouped)
             elif shared[index].ndim == 4 and not grouped:

@@ -83,6 +83,8 @@ class Plan:
 
     def _obstacle(self, index: int, parameter: nn.Parameter, name: str, why: dict[Node, Node]) -> str | None:
         """Finds the operations that read a parameter; says why its gradients do not come out."""
+        if parameter._backward_hooks:
+            return f"{name} has a hook, which is to see the gradient of one task at a time"
         uses = self._graph.uses[id(parameter)]
         embeddings = lookups(self._graph, parameter)
         if embeddings is not None:

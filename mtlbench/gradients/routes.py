@@ -110,9 +110,15 @@ class Routes:
             raise RouteRefusedError(
                 "route='batched' can't be taken: the losses do not meet in one representation. Say route='auto'."
             )
+        hooked = [self._names[index] for index in chosen if self._shared[index]._backward_hooks]
+        if self._route == "batched" and hooked:
+            raise RouteRefusedError(
+                f"route='batched' can't be taken: {hooked[0]} has a hook, which is to see the gradient of one task at "
+                "a time. Say route='auto'."
+            )
         parts = self._divide(graph, losses, chosen, grouped=False)
         # Of few measured parameters there is little to be batched.
-        batches = self._route == "auto" and len(chosen) == len(self._shared) and batches_well(graph)
+        batches = self._route == "auto" and len(chosen) == len(self._shared) and not hooked and batches_well(graph)
         batched = bool(parts) and (self._route == "batched" or batches)  # none where no loss reaches what is shared
         result = LayerGradients("batched" if batched else "ghost", parts, losses.private, len(self._shared))
         keep = result.way not in self._verified

@@ -10,6 +10,12 @@ from torch import Tensor, nn
 
 from mtlbench.gradients.layers import LayerGradients
 
+# Hooks on the results of operations can't be seen in the graph.
+MEND = (
+    "Say route='sequential', which any hook on a result of that layer needs; if there is none, report what is special "
+    "about the layer."
+)
+
 
 def verify(
     grads: LayerGradients,
@@ -65,8 +71,7 @@ def verify(
             if gap > coarse * norm + fine * total:
                 raise RuntimeError(
                     f"route={grads.route!r}: the gradient of task {tasks[position]!r} at {names[index]} differs by "
-                    f"{gap / norm if norm else torch.inf:.1e} of its norm from the one that is taken by itself. Say "
-                    "route='sequential', and report what is special about that layer."
+                    f"{gap / norm if norm else torch.inf:.1e} of its norm from the one that is taken by itself. {MEND}"
                 )
             sums[index] = row * sign + sums.get(index, 0.0)
             sizes[index] += abs(sign) * norm
@@ -82,8 +87,7 @@ def verify(
             share = gap / size**2 if size else torch.inf
             raise RuntimeError(
                 f"route={grads.route!r}: inner products of the tasks' gradients at {names[part.indices[0]]} differ by "
-                f"{share:.1e} of their size from those of gradients taken by themselves. Say route='sequential', and "
-                "report what is special about that layer."
+                f"{share:.1e} of their size from those of gradients taken by themselves. {MEND}"
             )
     return True
 
