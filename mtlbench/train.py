@@ -46,9 +46,8 @@ def train(cfg: DictConfig, *, run_dir: Path, method: str | None = None, override
     cfg.method = cfg.method or method or _method_name(cfg)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     place = processes.place()
-    identity = record.config_hash(plain)
     run_dir.mkdir(parents=True, exist_ok=True)
-    done = _finished(run_dir, plain, identity)
+    done = finished(run_dir, plain)
     if done is not None:
         log.info("%s is finished already: not run again.", run_dir)
         return done
@@ -60,8 +59,8 @@ def train(cfg: DictConfig, *, run_dir: Path, method: str | None = None, override
         "format": 1, "status": "running", "error": None, "benchmark": cfg.benchmark.name, "method": cfg.method,
         "sharing": _last(cfg.sharing), "balancer": _last(cfg.balancer),
         "encoder": _last(cfg.encoder) if "encoder" in cfg else None, "runner": cfg.benchmark.get("_target_"),
-        "seed": cfg.seed, "overrides": list(overrides), "config_hash": identity, "versions": record.versions(),
-        "git": record.git_state(), "started": _now(),
+        "seed": cfg.seed, "overrides": list(overrides), "config_hash": record.config_hash(plain),
+        "versions": record.versions(), "git": record.git_state(), "started": _now(),
     }  # fmt: skip
     write_summary(run_dir, summary)
     start = time.perf_counter()
@@ -130,12 +129,16 @@ def number_of_devices(trainer: dict[str, Any]) -> int:
     return count(trainer["accelerator"], devices)
 
 
-def _finished(run_dir: Path, cfg: dict[str, Any], identity: str) -> float | None:
-    """The result of a finished run of the same configuration; None where there is something left to do."""
+def finished(run_dir: Path, cfg: dict[str, Any]) -> float | None:
+    """The result of a finished run of the same configuration; None where there is something left to do.
+
+    Raises:
+        ValueError: the directory holds a run of another configuration, or a broken record.
+    """
     if not (run_dir / "summary.json").exists():
         return None
     summary = read_summary(run_dir)
-    if summary["config_hash"] != identity:
+    if summary["config_hash"] != record.config_hash(cfg):
         before: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
         found = record.differences(before, cfg)
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mtlbench import processes
 from mtlbench.launch.compose import check_job, overrides, without_hydra
@@ -49,6 +50,7 @@ class Guard(Callback):
         """
         try:
             check_job(without_hydra(config), context=config.hydra)
+            _check_directory(config, "hydra.run.dir")
         except CONFIG_ERRORS as error:
             raise Refused(explain(error)) from error
         place = processes.place()
@@ -80,10 +82,13 @@ class Guard(Callback):
         given = [f"{key}={values}" for key, values in (config.hydra.sweeper.params or {}).items()]
         given += overrides(config.hydra, of="task")
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
-        for of_job in BasicSweeper.split_arguments(parsed, None)[0]:
+        for number, of_job in enumerate(BasicSweeper.split_arguments(parsed, None)[0]):
             try:
                 job = loader.load_sweep_config(config, list(of_job))
                 check_job(without_hydra(job), context=job.hydra)
+                with open_dict(job):
+                    job.hydra.job.id = job.hydra.job.num = number
+                _check_directory(job, "hydra.sweep.dir", "hydra.sweep.subdir")
             except CONFIG_ERRORS as error:
                 raise Refused(f"{explain(error)}\nIn the job: {' '.join(of_job)}. No job was started.") from error
 
@@ -93,3 +98,26 @@ class Guard(Callback):
             given = " ".join(overrides(config.hydra, of="task"))
             run_dir = Path(config.hydra.runtime.output_dir)
             failures.append(Failure(overrides=given, run_dir=run_dir, error=str(job_return._return_value)))
+
+
+def _check_directory(config: DictConfig, *keys: str) -> None:
+    """Refuses a job whose directory holds another run, before Hydra writes the job's overrides and log there.
+
+    Args:
+        config: of the job, with Hydra's own node.
+        keys: whose values, joined, are the directory.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(config)  # for what refers to it
+    try:
+        run_dir = Path(*(str(OmegaConf.select(config, key)) for key in keys))
+        if (run_dir / "summary.json").exists():
+            from mtlbench.train import finished
+
+            plain: Any = OmegaConf.to_container(without_hydra(config), resolve=True)
+            finished(run_dir, plain)
+    finally:
+        HydraConfig.instance().cfg = before

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mtlbench.launch.app import folder_name
+from mtlbench.results.records import write_summary
 from tests.cli.processes import Cli, in_process
 
 
@@ -93,6 +94,22 @@ def test_no_job_of_a_sweep_starts_where_one_cannot(cli: Cli, trained: list[dict[
     assert (status, trained) == (2, [])
     assert "Traceback" not in out + err
     assert "Warning" not in out + err
+
+
+@pytest.mark.parametrize(
+    "where", [["hydra.run.dir=mine/7"], ["-m", "hydra.sweep.dir=mine", "hydra.sweep.subdir=${seed}"]]
+)
+def test_a_directory_of_another_run_is_left_as_it_is(cli: Cli, tmp_path: Path, where: list[str]) -> None:
+    """Hydra writes a job's overrides before the job starts."""
+    run_dir = tmp_path / "mine" / "7"
+    run_dir.mkdir(parents=True)
+    write_summary(run_dir, {"format": 1, "status": "finished", "config_hash": "another"})
+    (run_dir / "config.yaml").write_text("seed: 8\n")
+    status, out, err = cli("train", *where, "seed=7" if len(where) == 1 else "seed=6,7")
+    assert status == 2
+    assert "mine/7 holds a run of another configuration: seed was 8 and is 7" in err
+    assert "Traceback" not in out + err
+    assert sorted(path.name for path in (tmp_path / "mine").rglob("*")) == ["7", "config.yaml", "summary.json"]
 
 
 def test_the_demo_is_a_sweep_by_itself(cli: Cli, trained: list[dict[str, Any]]) -> None:
