@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from mtlbench import processes, record
+from mtlbench.lock import alone
 from mtlbench.results.records import read_summary, write_summary
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def train(cfg: DictConfig, *, run_dir: Path, method: str | None = None, override
         The selection metric at the selected epoch (the mean over tasks' scores for independent runs).
 
     Raises:
-        ValueError: the configuration, the data or the run directory does not fit.
+        ValueError: the configuration, the data or the run directory does not fit, or another process trains there.
         FloatingPointError: a loss or gradient is not finite.
         ChildProcessError: the process of a device was killed, or hung.
     """
@@ -54,27 +55,28 @@ def train(cfg: DictConfig, *, run_dir: Path, method: str | None = None, override
     compute = _way(plain, place=place, run_dir=run_dir)
     if place is not None and place.rank > 0:
         return compute()["selected"]["value"]
-    OmegaConf.save(OmegaConf.create(plain), run_dir / "config.yaml")
-    summary: dict[str, Any] = {
-        "format": 1, "status": "running", "error": None, "benchmark": cfg.benchmark.name, "method": cfg.method,
-        "sharing": _last(cfg.sharing), "balancer": _last(cfg.balancer),
-        "encoder": _last(cfg.encoder) if "encoder" in cfg else None, "runner": cfg.benchmark.get("_target_"),
-        "seed": cfg.seed, "overrides": list(overrides), "config_hash": record.config_hash(plain),
-        "versions": record.versions(), "git": record.git_state(), "started": _now(),
-    }  # fmt: skip
-    write_summary(run_dir, summary)
-    start = time.perf_counter()
-    try:
-        summary |= compute() | {"status": "finished"}
-    except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
-        summary["status"] = "interrupted"
-        raise
-    except Exception as error:
-        summary |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-        raise
-    finally:
-        summary |= {"finished": _now(), "wall_seconds": time.perf_counter() - start}
+    with alone(run_dir):
+        OmegaConf.save(OmegaConf.create(plain), run_dir / "config.yaml")
+        summary: dict[str, Any] = {
+            "format": 1, "status": "running", "error": None, "benchmark": cfg.benchmark.name, "method": cfg.method,
+            "sharing": _last(cfg.sharing), "balancer": _last(cfg.balancer),
+            "encoder": _last(cfg.encoder) if "encoder" in cfg else None, "runner": cfg.benchmark.get("_target_"),
+            "seed": cfg.seed, "overrides": list(overrides), "config_hash": record.config_hash(plain),
+            "versions": record.versions(), "git": record.git_state(), "started": _now(),
+        }  # fmt: skip
         write_summary(run_dir, summary)
+        start = time.perf_counter()
+        try:
+            summary |= compute() | {"status": "finished"}
+        except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
+            summary["status"] = "interrupted"
+            raise
+        except Exception as error:
+            summary |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+            raise
+        finally:
+            summary |= {"finished": _now(), "wall_seconds": time.perf_counter() - start}
+            write_summary(run_dir, summary)
     return summary["selected"]["value"]
 
 

@@ -87,7 +87,7 @@ def test_a_sweep_on_two_devices_that_loses_a_rank_and_goes_on(tmp_path: Path) ->
     assert summary["status"] == "failed" and summary["error"].startswith("ChildProcessError: Rank 1 of 2")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["happened", "sweep"]
     assert {path.name for path in finished.iterdir()} == {
-        ".hydra", "checkpoints", "config.yaml", "metrics.csv", "model.json", "model.safetensors",
+        ".hydra", ".lock", "checkpoints", "config.yaml", "metrics.csv", "model.json", "model.safetensors",
         "predictions.parquet", "summary.json", "train.log", "wandb",
     }  # fmt: skip
     assert len(list((finished / "wandb").glob("offline-run-*"))) == 1

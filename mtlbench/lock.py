@@ -1,0 +1,36 @@
+"""One process at a time trains in a run directory."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def alone(run_dir: Path) -> Iterator[None]:
+    """Holds the directory's lock, which the system releases however this process ends.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    with (run_dir / ".lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise ValueError(
+                f"Another process trains in {run_dir}: {file.read()}. Wait for its end, or choose another directory."
+            ) from error
+        except OSError as error:
+            log.warning("%s can't be locked (%s): start no second run in it.", run_dir, error)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield

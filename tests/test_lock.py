@@ -1,0 +1,37 @@
+"""Two runs in one directory: the second is refused while the first goes on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mtlbench.lock import alone
+from mtlbench.train import train
+from tests.conftest import config
+
+HOLDS = (
+    "import pathlib, time; from mtlbench.lock import alone\nwith alone(pathlib.Path('.')): print(1, flush=1); input()"
+)
+
+
+def test_a_second_run_is_refused_while_the_first_goes_on(tmp_path: Path) -> None:
+    first = subprocess.Popen(
+        [sys.executable, "-c", HOLDS],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert first.stdout is not None
+    assert first.stdout.readline() == b"1\n"
+    with pytest.raises(ValueError, match=f"Another process trains in {tmp_path}: process {first.pid} on .* Wait"):
+        train(config(), run_dir=tmp_path)
+    assert not (tmp_path / "summary.json").exists()
+    first.kill()
+    first.communicate()
+    with alone(tmp_path):
+        assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
