@@ -178,9 +178,12 @@ def _list(kind: str | None, *, config_dir: Path | None) -> int:
 
 
 def _after_training(args: argparse.Namespace) -> int:
-    from mtlbench.inference import commands
+    from mtlbench.results.records import config_path
 
     try:
+        config_path(args.run_dir)  # before torch, which takes seconds
+        from mtlbench.inference import commands
+
         if args.command == "evaluate":
             return commands.run_evaluate(args.run_dir, data_dir=args.data_dir, trust_code=args.trust_code)
         if args.command == "export":

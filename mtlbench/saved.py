@@ -80,7 +80,7 @@ def read(run_dir: Path) -> Saved:
     """Reads `model.json` and the tokenizer.
 
     Raises:
-        ValueError: there is no such file, or it is of another format.
+        ValueError: there is no such file, or it is broken or of another format.
     """
     path = run_dir / MODEL
     if not path.exists():
@@ -88,7 +88,10 @@ def read(run_dir: Path) -> Saved:
             f"{run_dir} holds no {MODEL}: it is no finished run, or one of an older version. Name the directory that "
             "also holds summary.json, or train again."
         )
-    content = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}).") from error
     if content.get("format") != FORMAT:
         raise ValueError(f"{path} has format {content.get('format')!r}; this version of mtlbench reads {FORMAT}.")
     tokenizer = None

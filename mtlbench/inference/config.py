@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.errors import InstantiationException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from mtlbench.models.encoders.transformer import pretrained
-from mtlbench.results.records import CONFIG
+from mtlbench.results.records import config_path
 from mtlbench.saved import ENCODER, TOKENIZER
 
 # Where the functions and classes of each part may come from.
@@ -32,13 +33,15 @@ def read_config(run_dir: Path) -> DictConfig:
     """The run's config, with its pretrained encoder and its tokenizer read from the run directory.
 
     Raises:
-        ValueError: the directory holds no finished run.
+        ValueError: the directory holds no finished run, or its config cannot be read.
     """
-    path = run_dir / CONFIG
-    if not path.exists():
-        raise ValueError(f"{run_dir} holds no {CONFIG}: expected the directory of a run, such as runs/2026-11-22/...")
-    cfg = OmegaConf.load(path)
-    assert isinstance(cfg, DictConfig)
+    path = config_path(run_dir)
+    try:
+        cfg = OmegaConf.load(path)
+    except (yaml.YAMLError, OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(cfg, DictConfig) or "benchmark" not in cfg:
+        raise ValueError(f"{path} is no run's configuration: expected a mapping with a benchmark.")
     if "encoder" not in cfg:
         raise ValueError(f"{run_dir} is a run of benchmark={cfg.benchmark.name}, which trains no network.")
     if cfg.encoder.get("_target_") == f"{pretrained.__module__}.{pretrained.__name__}":

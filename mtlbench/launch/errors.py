@@ -49,6 +49,8 @@ def explain(error: BaseException) -> str:
         return f"cannot read the override '{error.override}': {' '.join(said)}. Expected key=value or group=option."
     if isinstance(error, yaml.MarkedYAMLError):
         return _yaml(error)
+    if str(error).startswith("Unable to configure handler") and isinstance(error.__cause__, OSError):
+        return f"cannot write the log: {error.__cause__}"
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return f"{error.__cause__} ({str(error).splitlines()[-1].strip().replace('full_key', 'config key')})"
     return str(error)

@@ -95,6 +95,18 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
     return summary
 
 
+def config_path(run_dir: Path) -> Path:
+    """Where a run's configuration is.
+
+    Raises:
+        ValueError: the directory holds none.
+    """
+    path = run_dir / CONFIG
+    if not path.exists():
+        raise ValueError(f"{run_dir} holds no {CONFIG}: expected the directory of a run, such as runs/2026-11-22/...")
+    return path
+
+
 def find_runs(paths: Sequence[Path]) -> list[Run]:
     """The runs at `paths`, each once, sorted by path.
 
@@ -111,7 +123,7 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
 def read_run(path: Path) -> Run:
     """The run at `path`; where its record is absent or broken, one with that status and the reason."""
     if not path.is_dir():
-        return Run(path, "missing", "there is no such directory")
+        return Run(path, "missing", "it is a file, no directory" if path.exists() else "there is no such directory")
     try:
         summary = read_summary(path)
     except FileNotFoundError:

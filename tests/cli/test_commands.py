@@ -31,6 +31,7 @@ from tests.cli.processes import ROOT, Cli, in_process
         (["train", "trainer.max_epochs=abc"], 2, "expected a whole number"),
         (["train", "tasks=[left,rigt]"], 2, "Did you mean right"),
         (["train", "-m", "seed=0,x"], 2, "No job was started"),
+        (["evaluate", "nowhere"], 2, "nowhere holds no config.yaml"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

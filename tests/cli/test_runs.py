@@ -112,6 +112,13 @@ def test_a_directory_of_another_run_is_left_as_it_is(cli: Cli, tmp_path: Path, w
     assert sorted(path.name for path in (tmp_path / "mine").rglob("*")) == ["7", "config.yaml", "summary.json"]
 
 
+def test_a_log_that_cannot_be_written(cli: Cli, trained: list[dict[str, Any]], tmp_path: Path) -> None:
+    (tmp_path / "mine" / "train.log").mkdir(parents=True)
+    status, _, err = cli("train", "hydra.run.dir=mine")
+    assert (status, trained) == (2, [])
+    assert f"cannot write the log: [Errno 21] Is a directory: '{tmp_path}/mine/train.log'" in err
+
+
 def test_the_demo_is_a_sweep_by_itself(cli: Cli, trained: list[dict[str, Any]]) -> None:
     status, _, err = cli("train", "experiment=demo")
     assert status == 0, err

@@ -186,11 +186,18 @@ def test_a_config_from_elsewhere_runs_nothing(trained: Path, tmp_path: Path, mon
 def test_no_run(tmp_path: Path, trained: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no config\.yaml"):
         load(tmp_path)
+    for text, message in (("a: [", "cannot be read"), ("- 1", "expected a mapping with a benchmark")):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(ValueError, match=rf"{tmp_path}/config\.yaml .*{message}"):
+            load(tmp_path)
     shutil.copy(trained / "config.yaml", tmp_path)
     with pytest.raises(ValueError, match="holds no tokenizer/"):
         load(tmp_path)
     shutil.copytree(trained / "tokenizer", tmp_path / "tokenizer")
     with pytest.raises(ValueError, match=r"holds no model\.json"):
+        load(tmp_path)
+    (tmp_path / "model.json").write_text("{")
+    with pytest.raises(ValueError, match=rf"{tmp_path}/model\.json is not valid JSON"):
         load(tmp_path)
     shutil.copy(trained / "model.json", tmp_path)
     with pytest.raises(ValueError, match=r"holds no model\.safetensors"):

@@ -45,6 +45,13 @@ def test_a_broken_summary_is_refused_and_its_run_kept(tmp_path: Path, text: str,
     assert "summary.json" in read_run(tmp_path).reason
 
 
+def test_what_is_no_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name, reason in (("file", "it is a file"), ("typo", "there is no such directory")):
+        (run,) = find_runs([tmp_path / name])
+        assert run.status == "missing" and reason in run.reason
+
+
 def test_a_finished_run(make_run: MakeRun) -> None:
     run = read_run(make_run("pcgrad", 3, TEST, overrides=("+optimizer.lr=0.1",), extra={"digits/both": 0.7}))
     assert (run.status, run.reason, run.benchmark, run.method, run.seed) == ("finished", "", "multidigits", "pcgrad", 3)
