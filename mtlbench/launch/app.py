@@ -51,8 +51,10 @@ def job(cfg: DictConfig) -> float:
     context = HydraConfig.get()
     run_dir = Path(context.runtime.output_dir)
     place = processes.place()
+    trace = run_dir / "train.log"
     if place is not None and place.rank > 0:
-        _only_warnings(place.rank)
+        trace = run_dir / f"rank{place.rank}.log"
+        _only_warnings(place.rank, trace)
     try:
         check_job(cfg, context=context)  # again, for sweepers other than the basic one choose jobs as they go
         from mtlbench.train import train
@@ -66,7 +68,12 @@ def job(cfg: DictConfig) -> float:
     except Exception as error:
         traceback_log.exception("The run failed.")
         text = explain(error) if isinstance(error, USER_ERRORS) else f"{type(error).__name__}: {error}"
-        raise JobError(f"{text}\nTraceback: {os.path.relpath(run_dir / 'train.log')}") from error
+        if place is not None and "gloo" in str(error):
+            text = (
+                f"Rank {place.rank} of {place.size} lost another rank, which failed, hung or was killed; look at what "
+                f"that one and {place.started_by} say. The same command goes on from the last checkpoint.\n{text}"
+            )
+        raise JobError(f"{text}\nTraceback: {os.path.relpath(trace)}") from error
     except SystemExit as error:
         # Lightning turns Ctrl-C into sys.exit; a sweep must stop at Ctrl-C or SIGTERM, and at nothing else.
         if isinstance(error.__context__, KeyboardInterrupt):
@@ -74,13 +81,18 @@ def job(cfg: DictConfig) -> float:
         raise JobError(f"The run left by sys.exit({error.code}).") from error
 
 
-def _only_warnings(rank: int) -> None:
-    """Of a process that torchrun or srun has started beside the first, which prints and logs for all."""
+def _only_warnings(rank: int, trace: Path) -> None:
+    """Of a process that torchrun or srun has started beside the first, which prints and logs for all.
+
+    Args:
+        rank: of this process.
+        trace: the file that a traceback goes to, made only then.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter(f"rank {rank}: %(message)s"))
     handler.setLevel(logging.WARNING)
-    for logger in (logging.getLogger(), traceback_log):
-        logger.handlers = [handler]
+    logging.getLogger().handlers = [handler]
+    traceback_log.handlers = [logging.FileHandler(trace, delay=True)]
 
 
 def train(arguments: list[str]) -> int:

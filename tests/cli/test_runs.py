@@ -119,6 +119,25 @@ def test_a_log_that_cannot_be_written(cli: Cli, trained: list[dict[str, Any]], t
     assert f"cannot write the log: [Errno 21] Is a directory: '{tmp_path}/mine/train.log'" in err
 
 
+@pytest.mark.parametrize(
+    ("seed", "told"),
+    [
+        (13, "mtlbench train: digits: label 12 in row 3, expected 0 to 9\nTraceback: mine/rank1.log\n"),
+        (18, "mtlbench train: Rank 1 of 2 lost another rank, which failed, hung or was killed; look at"),
+    ],
+)
+def test_a_failing_rank_tells_a_line_and_keeps_its_traceback_in_a_file(
+    cli: Cli, trained: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int, told: str
+) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    status, out, err = cli("train", "hydra.run.dir=mine", f"seed={seed}")
+    assert status == 1
+    assert told in err
+    assert "Traceback (most recent call last)" not in out + err
+    assert "Traceback (most recent call last)" in (tmp_path / "mine" / "rank1.log").read_text()
+
+
 def test_the_demo_is_a_sweep_by_itself(cli: Cli, trained: list[dict[str, Any]]) -> None:
     status, _, err = cli("train", "experiment=demo")
     assert status == 0, err
