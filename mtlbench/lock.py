@@ -22,8 +22,9 @@ def alone(run_dir: Path) -> Iterator[None]:
     """
     with (run_dir / ".lock").open("a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            # Not flock: loader workers would inherit it, and hold it for seconds after their trainer was killed.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
             file.seek(0)
             raise ValueError(
                 f"Another process trains in {run_dir}: {file.read()}. Wait for its end, or choose another directory."

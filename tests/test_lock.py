@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,14 @@ from mtlbench.lock import alone
 from mtlbench.train import train
 from tests.conftest import config
 
-HOLDS = (
-    "import pathlib, time; from mtlbench.lock import alone\nwith alone(pathlib.Path('.')): print(1, flush=1); input()"
-)
+HOLDS = """
+import os, pathlib, time
+from mtlbench.lock import alone
+with alone(pathlib.Path(".")):
+    os.fork() or (time.sleep(60), os._exit(0))  # as a loader's worker, which outlives a killed trainer for seconds
+    print(1, flush=True)
+    input()
+"""
 
 
 def test_a_second_run_is_refused_while_the_first_goes_on(tmp_path: Path) -> None:
@@ -25,6 +31,7 @@ def test_a_second_run_is_refused_while_the_first_goes_on(tmp_path: Path) -> None
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        start_new_session=True,
     )
     assert first.stdout is not None
     assert first.stdout.readline() == b"1\n"
@@ -32,6 +39,8 @@ def test_a_second_run_is_refused_while_the_first_goes_on(tmp_path: Path) -> None
         train(config(), run_dir=tmp_path)
     assert not (tmp_path / "summary.json").exists()
     first.kill()
-    first.communicate()
+    first.wait()
     with alone(tmp_path):
         assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
