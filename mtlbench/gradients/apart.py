@@ -1,9 +1,9 @@
 """Which results hold the rows of several tasks apart: what one backward of all tasks stands on.
 
 Where all losses meet, each task has some of R blocks of equal length, which follow one another along the first
-dimension. Read back from there, an operand holds them apart if it is R such blocks too, and only its own block of the
-result is made of each: then its gradient in a block is that of one task alone. Where two operations read a result,
-both must leave it so. It is the operations that are known to; of all others it is assumed that they do not.
+dimension. Read back from there, an operand holds them apart if it is R such blocks too, and of each only the same block
+of the result is made: then its gradient in a block is that of one task alone. Where several operations read a result,
+this must be so for all of them. `RULES` has those that are known to; any other is taken to mix all rows.
 """
 
 from __future__ import annotations
