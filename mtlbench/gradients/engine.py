@@ -225,7 +225,7 @@ class GradientEngine:
         accumulate: bool,
     ) -> BalanceRecord | None:
         scaled, factor = isinstance(scale, Tensor), float(scale)
-        if not 0 < factor < math.inf:
+        if not factor > 0 or (factor == math.inf and not scaled):  # a loss scaler's may be: the step is skipped
             raise ValueError(f"scale is a factor on gradients, above 0 and finite; got {factor}.")
         batches = self._read(losses, counts)
         for one in batches:

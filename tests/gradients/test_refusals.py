@@ -113,12 +113,19 @@ def fail(grad: Tensor) -> None:
     raise RuntimeError("planted")
 
 
-@pytest.mark.parametrize("scale", [0.0, -1.0, torch.nan, torch.inf])
-def test_a_scale_that_is_none_is_refused(scale: float) -> None:
+@pytest.mark.parametrize("scale", [0.0, -1.0, torch.nan, torch.inf, *torch.tensor([0.0, -1.0, torch.nan])])
+def test_a_scale_that_is_none_is_refused(scale: float | Tensor) -> None:
     problem = Problem()
-    for given in (scale, torch.tensor(scale)):
-        with pytest.raises(ValueError, match="above 0 and finite"):
-            engine_for(problem, Inverse).backward(problem.losses()[0], scale=given)
+    with pytest.raises(ValueError, match="above 0 and finite"):
+        engine_for(problem, Inverse).backward(problem.losses()[0], scale=scale)
+
+
+@pytest.mark.parametrize("kind", [Sum, Inverse, InverseAtLast, SignedMean])
+def test_an_infinite_scale_of_a_loss_scaler_skips_the_step(kind: type[Balancer]) -> None:
+    problem = Problem()
+    record = engine_for(problem, kind).backward(problem.losses()[0], scale=torch.tensor(torch.inf))
+    assert record is not None and record.status == "skipped"
+    assert all(g is not None and g.isnan().all() for g in problem.grads())
 
 
 def test_a_weighting_of_the_wrong_shape_is_refused() -> None:
