@@ -34,11 +34,12 @@ def check_trainer(cfg: DictConfig) -> None:
 
 
 def _arguments(cfg: DictConfig) -> None:
-    """Their names, and the values of those that are one of a few words."""
-    found = next(source.classes("lightning.pytorch.trainer.trainer.Trainer"))
-    known = [*source.arguments(found), *OWN]
+    """Their names, unless the Trainer is made by other code, and the values of those that are one of a few words."""
+    ours = OmegaConf.select(cfg, "trainer._target_") == "mtlbench.lit.devices.make_trainer"
+    trainer = next(source.classes("lightning.pytorch.trainer.trainer.Trainer"), None)
+    known = [] if trainer is None else [*source.arguments(trainer), *OWN]
     for name in map(str, cfg.trainer):
-        if name not in known:
+        if ours and known and name not in known:
             raise ValueError(f"no argument '{name}' of Lightning's Trainer. {nearest(name, known)}")
         if name in REFUSED and cfg.trainer[name] is not None:
             raise ValueError(f"trainer.{name}: {REFUSED[name]}. Leave it out.")

@@ -202,6 +202,11 @@ def test_configs_of_ones_own(cli: Cli, trained: list[dict[str, Any]], tmp_path: 
         assert (status, "balancer.alpha=a: expected a number" in err) == (2, True)
 
 
+def test_a_trainer_of_one_s_own_has_arguments_of_its_own() -> None:
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        check(hydra.compose("train", ["trainer._target_=my.make_trainer", "+trainer.mine=1"]))
+
+
 def test_compose_from_a_notebook() -> None:
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = hydra.compose("train", ["balancer=independent", "benchmark=snips", "trainer.max_epochs=2"])
