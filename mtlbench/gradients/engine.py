@@ -61,6 +61,8 @@ class GradientEngine:
             several tasks at once. `grouped`: one backward for all, where each task has rows of its own in one batch.
             Several ranks and micro-batches, and what is not a Weighting of one batch measured at shared
             parameters, take `sequential`.
+            Hooks on shared parameters see one task's gradient at a time. A hook on a result inside the shared modules
+            can't be seen in the graph and may be passed by: say `sequential` where there are some.
         chunk: tasks in one batched backward: more take more memory. None: by their size.
         process_group: the ranks whose tasks are balanced together: the gradients of the losses over all their
             batches. Every rank calls `backward` at every micro-batch. None: the default group, once there is one.
