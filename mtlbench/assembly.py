@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mtlbench.balancing.base import Balancer, TaskSpec
 from mtlbench.data.build import DatasetSource, Tables, build
+from mtlbench.data.names import choose
 from mtlbench.data.nodes import check_dataset
 from mtlbench.data.sources import read_source
 from mtlbench.data.tables import Data, InputSpec, TaskInfo
@@ -40,6 +41,8 @@ def set_up(cfg: DictConfig, *, ranks: int = 1) -> SetUp:
     """Reads the data and makes the network, the same on each of `ranks` ranks."""
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
+    nodes = choose(plain(cfg.benchmark.tasks), None if cfg.tasks is None else list(cfg.tasks))
+    _make_balancer(cfg, [TaskSpec(name, node.type) for name, node in nodes.items()])  # a wrong option, before the data
     data = load_data(cfg)
     targets = {dataset: whole(split) for dataset, split in data.splits["train"].items()}
     tasks = [_make_task(cfg, info, targets[info.dataset][name]) for name, info in data.tasks.items()]
@@ -128,10 +131,7 @@ def _check_causal(network: MultiTaskModel) -> None:
 def _make_module(cfg: DictConfig, data: Data, tasks: Sequence[Task], *, steps_per_epoch: int) -> MultiTaskModule:
     names = [task.name for task in tasks]
     model = make_network(cfg, tasks, data.input_spec)
-    specs = [TaskSpec(task.name, task.info.type) for task in tasks]
-    balancer: Balancer = instantiate(cfg.balancer, _partial_=True, _convert_="all")(
-        num_tasks=len(tasks), seed=cfg.seed, tasks=specs
-    )
+    balancer = _make_balancer(cfg, [TaskSpec(task.name, task.info.type) for task in tasks])
     head_lr = plain(cfg.head_lr) if isinstance(cfg.head_lr, DictConfig) else cfg.head_lr
     joint = {
         name: list(node.tasks)
@@ -155,6 +155,12 @@ def _make_module(cfg: DictConfig, data: Data, tasks: Sequence[Task], *, steps_pe
         log_every_n_steps=cfg.trainer.log_every_n_steps,
         tokenizers={dataset: spec.tokenizer for dataset, spec in data.input_spec.items()},
     )
+
+
+def _make_balancer(cfg: DictConfig, tasks: Sequence[TaskSpec]) -> Balancer:
+    make = instantiate(cfg.balancer, _partial_=True, _convert_="all")
+    balancer: Balancer = make(num_tasks=len(tasks), seed=cfg.seed, tasks=tasks)
+    return balancer
 
 
 def _encoder(make: Any, specs: dict[str, InputSpec]) -> Encoder:

@@ -129,6 +129,10 @@ def _runs_itself(cfg: DictConfig) -> None:
                 f"benchmark={name} trains no network and reads no data, so that {key}... has no meaning there. It "
                 "takes benchmark.*, balancer, optimizer, seed and method."
             )
+    for key in ("scale", "clip"):
+        if OmegaConf.select(cfg, f"benchmark.{key}") == 0:
+            raise ConfigError(f"benchmark.{key}=0: nothing would move. Expected a number above 0.")
+    _balancer(cfg, num_tasks=2, engine={})
 
 
 def check_types(given: Any, defaults: Any, *, key: str = "") -> None:
@@ -245,13 +249,18 @@ def _combinations(cfg: DictConfig) -> None:
     if OmegaConf.select(cfg, "engine.measure") == "features":
         _features(cfg, sharing)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    _balancer(
+        cfg,
+        num_tasks=len(choose(plain["benchmark"]["tasks"], plain["tasks"])),
+        engine=plain["engine"],
+        accumulated=plain["trainer"]["accumulate_grad_batches"],
+    )
+
+
+def _balancer(cfg: DictConfig, **asked: Any) -> None:
+    node: Any = OmegaConf.to_container(cfg.balancer, resolve=True)
     try:
-        check_balancer(
-            plain["balancer"],
-            num_tasks=len(choose(plain["benchmark"]["tasks"], plain["tasks"])),
-            engine=plain["engine"],
-            accumulated=plain["trainer"]["accumulate_grad_batches"],
-        )
+        check_balancer(node, **asked)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

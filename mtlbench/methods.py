@@ -94,7 +94,7 @@ def _method(entry: Entry, node: dict[str, Any]) -> Method:
         entry=entry,
         kind=kind,
         weights_sum="inner's" if wraps else str(source.declared(classes, "weights_sum")),
-        properties=_properties(classes),
+        properties=("inner's",) if wraps else _properties(classes),
         backwards="inner's" if wraps else _backwards(kind, classes),
         options=options,
         docstring=(ast.get_docstring(classes[0]) or "") if classes else "",

@@ -91,9 +91,12 @@ class Balancer(nn.Module, ABC):
 
     def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> Balancer:
         """Keeps float64 state what it is where a model goes to another precision, and moves it with the model."""
+        state = {id(buffer) for buffer in self.buffers() if buffer.dtype == torch.float64}
 
         def moved(tensor: Tensor) -> Tensor:
-            return tensor.to(fn(tensor.new_empty(0)).device) if tensor.dtype == torch.float64 else fn(tensor)
+            found = fn(tensor)
+            kept = id(tensor) in state and found.dtype != tensor.dtype
+            return tensor.to(found.device) if kept else found
 
         return super()._apply(moved, recurse)
 

@@ -77,7 +77,7 @@ def to_points(gramian: Array) -> Array:
 def to_apart(gramian: Array) -> Array:
     """(T, T) points like those of `to_points`, the square of each longer by `APART` of itself.
 
-    Opposite gradients are then a little apart. Else what rounding leaves of their sum counts as a direction, with
+    Opposite gradients are then a little apart. Else what rounding leaves of their sum can count as a direction, with
     weights of 1e8 and more, under which float32 gradients do not cancel.
     """
     cosines, lengths = cosines_of(gramian)

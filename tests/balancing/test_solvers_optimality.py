@@ -111,6 +111,14 @@ def test_a_weight_that_float64_cannot_hold_is_next_to_nothing() -> None:
     assert float((gramian @ weights)[1]) == pytest.approx(float(weights[1] ** (-1 / 100)))
 
 
+@pytest.mark.parametrize("apart", [1e-3, 1e-4, 1e-5])
+def test_dual_cone_of_nearly_opposite_gradients_is_exact(apart: float) -> None:
+    """As long as float32 can sum what it takes: of the third gradient only what neither of the others sees is left."""
+    rows = tensor([[1.0, 0.0, 0.0], [-1.0, apart, 0.0], [-0.1, -1.0, 0.01]])
+    weights = dual_cone(rows @ rows.T, tensor([[0.0, 0.0, 1.0]]))[0]
+    assert (weights @ rows).tolist() == pytest.approx([0.0, 0.0, 0.01], abs=1e-5)
+
+
 def test_conflict_averse_does_not_go_to_and_fro() -> None:
     """Ten gradients between two of whose supports Newton's steps lead back and forth."""
     for seed in (7799, 8598, 16030):

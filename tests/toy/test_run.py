@@ -154,6 +154,9 @@ def test_clipping_shortens_each_start_s_direction(follow: Follow) -> None:
         ("selection.monitor=val/score", "selection... has no meaning there"),
         ("benchmark.steps=0", "a whole number of at least 1"),
         ("benchmark.clip=-1", "a number of at least 0"),
+        ("benchmark.clip=0", "nothing would move"),
+        ("benchmark.scale=0", "nothing would move"),
+        ("balancer=krum", "Krum balances at least 3 tasks, and here there are 2"),
     ],
 )
 def test_what_has_no_meaning_is_refused(override: str, reason: str) -> None:
