@@ -138,7 +138,7 @@ class Backwards:
         """Gradients (n, ...) of what is asked for, of so many tasks or as many as have `NUMBERS` numbers at the cut."""
         assert self.cut is not None
         if size is None:
-            most = max(1, NUMBERS[self._losses[0].device.type] // math.prod(_shape(self.cut)))
+            most = max(1, NUMBERS[self._losses[0].device.type] // max(1, math.prod(_shape(self.cut))))
             size = -(-len(self) // -(-len(self) // most))  # as few chunks as that takes, of one size
         tasks = slice(start, min(start + size, len(self)))
         stacked = self._stacked(tasks)

@@ -35,10 +35,12 @@ def starts_of(cotangents: Iterable[Tensor | None]) -> list[int] | None:
     end = -1
     cotangents = iter(cotangents)
     two = list(islice(cotangents, 2))
-    if all(one is not None and one.ndim and one[0].any() for one in two):  # as mostly: seen without a look at all rows
+    if all(
+        one is not None and one.ndim and len(one) and one[0].any() for one in two
+    ):  # as mostly: seen without a look at all rows
         return None
     for cotangent in chain(two, cotangents):
-        if cotangent is None or cotangent.ndim == 0:
+        if cotangent is None or cotangent.ndim == 0 or not len(cotangent):
             return None
         rows = cotangent.reshape(len(cotangent), -1).abs().amax(1).nonzero()  # any(1) takes five times as long
         if not len(rows) or int(rows[0]) <= end:
@@ -107,6 +109,7 @@ class Plan:
         layers are more memory than its weights, and new to the cache each time.
         """
         uses: dict[Node, list[Callable[[Tensor], None]]] = {}
+        written: set[int] = set()  # which parameters already have rows, in whatever order their uses come by
         for part in parts:
             if isinstance(part, Tokens):
                 for number, edge in enumerate(self._lookups[part.indices[0]]):
@@ -114,8 +117,8 @@ class Plan:
                 continue
             assert isinstance(part, Rows)
             for place, index in enumerate(part.indices):
-                for number, rule in enumerate(self._rules[index]):
-                    uses.setdefault(rule.node, []).append(partial(self._fill, part, place, rule, again=number > 0))
+                for rule in self._rules[index]:
+                    uses.setdefault(rule.node, []).append(partial(self._fill, part, place, rule, index, written))
         ends, passed = _ends(self._graph, uses.keys())
 
         def use(node: Node, grads: tuple[Tensor, ...]) -> None:
@@ -124,15 +127,17 @@ class Plan:
 
         hooks = [node.register_prehook(partial(use, node)) for node in passed]
         try:
-            found = torch.autograd.grad([cut], [GradientEdge(node, 0) for node in ends], [cotangent], retain_graph=keep)
+            asked = [GradientEdge(node, 0) for node in ends]
+            found = torch.autograd.grad([cut], asked, [cotangent], retain_graph=keep) if asked else ()
         finally:
             for hook in hooks:
                 hook.remove()
         for node, grad in zip(ends, found, strict=True):
             use(node, (grad,))
 
-    def _fill(self, rows: Rows, place: int, rule: Rule, grad: Tensor, *, again: bool) -> None:
-        rule.write(rows.rows_of(place), grad, self._bounds(len(grad)), again=again)
+    def _fill(self, rows: Rows, place: int, rule: Rule, index: int, written: set[int], grad: Tensor) -> None:
+        rule.write(rows.rows_of(place), grad, self._bounds(len(grad)), again=index in written)
+        written.add(index)
 
     def _fill_tokens(self, tokens: Tokens, call: int, grad: Tensor) -> None:
         tokens.add_rows(call, grad, self._bounds(len(grad)))

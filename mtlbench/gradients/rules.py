@@ -107,7 +107,10 @@ def rule_of(graph: Graph, use: Use) -> Rule | None:
     if product is not None:
         return None if packed(product[0]) else Weight(product[0], factor_of(product[0]), product[1])
     if name == "AddmmBackward0" and slot == 0 and node._saved_beta == 1:
-        return Bias(node)
+        added = tuple(node.next_functions[0][0].variable.shape)
+        return (
+            Bias(node) if added == tuple(node._input_metadata[0].shape[1:]) else None
+        )  # else no number for each column
     if name not in (CONVOLUTION, LAYER_NORM, BATCH_NORM) or packed(node):
         return None
     if name == BATCH_NORM and node._saved_training:
@@ -122,5 +125,7 @@ def rule_of(graph: Graph, use: Use) -> Rule | None:
         scale = (node._saved_running_var + node._saved_eps).rsqrt()
         mean, scale = (each.view(shape).expand_as(x) for each in (node._saved_running_mean, scale))
         return Scale(node, (x, mean, scale), (1,))
+    if x.ndim == len(node._saved_normalized_shape):  # over the rows too
+        return None
     weight = (x, node._saved_result1, node._saved_result2) if slot == 1 else None
     return Scale(node, weight, tuple(range(x.ndim - len(node._saved_normalized_shape), x.ndim)))

@@ -77,7 +77,10 @@ def verify(
             sizes[index] += abs(sign) * norm
     vector = torch.tensor(signs, dtype=torch.float64)
     for part in [] if rough else grads.parts:
-        products = torch.stack([product.double().cpu() for product in part.products()]).sum(0)
+        blocks = [product.double().cpu() for product in part.products()]
+        if not blocks:  # of no rows
+            continue
+        products = torch.stack(blocks).sum(0)
         straight_square = sum(float(sums[index].double().square().sum()) for index in part.indices)
         size = sum(sizes[index] for index in part.indices)
         gap = abs(float(vector @ products @ vector) - straight_square)

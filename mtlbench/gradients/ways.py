@@ -68,9 +68,13 @@ class Ways:
             weights = asking.objective_weights(self._balancer, grads.active, grads.means, factor)
             direction = rows.combine(weights, grads.jacobian, self._groups)
         else:
-            losses, slopes = asking.transform(self._balancer, grads.active, grads.means, factor)
             if isinstance(self._balancer, Weighting):
-                gram = _scaled(self._measure.gramian(rows, grads.jacobian), slopes, factor)
+                gram = self._measure.gramian(rows, grads.jacobian)
+                if not self._finite_products(gram, grads.active, scaled=scaled, step=step):
+                    return self.skip(grads.active, grads.means)
+            losses, slopes = asking.transform(self._balancer, grads.active, grads.means, factor)
+            if gram is not None:
+                gram = _scaled(gram, slopes, factor)
                 weights = self._weigh(gram, losses, grads.active, step)
             grads = grads if slopes is None else grads.scaled(slopes)
             if weights is not None:
@@ -91,8 +95,11 @@ class Ways:
         ]
         if not active or not all(finite):
             return self.skip(active, means)
+        gram = self._measure.gramian(rows.last, *grads.pair)
+        if not self._finite_products(gram, active, scaled=scaled, step=step):
+            return self.skip(active, means)
         losses, slopes = asking.transform(self._balancer, active, means, factor)
-        gram = _scaled(self._measure.gramian(rows.last, *grads.pair), slopes, factor)
+        gram = _scaled(gram, slopes, factor)
         weights = self._weigh(gram, losses, active, step)
         acting = grads.step if slopes is None else grads.step.scaled(slopes)
         direction = rows.last.combine(weights, acting.jacobian, self._groups)
@@ -155,8 +162,11 @@ class Ways:
         grads = rows.mean()
         if not self._finite(rows, grads, scaled=scaled, step=step):
             return self.skip(grads.active, grads.means)
+        gram = rows.gramian(grads.jacobian, [0] * len(measured))
+        if not self._finite_products(gram, grads.active, scaled=scaled, step=step):
+            return self.skip(grads.active, grads.means)
         losses, slopes = asking.transform(self._balancer, grads.active, grads.means, factor)
-        gram = _scaled(rows.gramian(grads.jacobian, [0] * len(measured)), slopes, factor)
+        gram = _scaled(gram, slopes, factor)
         weights = self._weigh(gram, losses, grads.active, step)
         if raw:
             self._write_private((grads if slopes is None else grads.scaled(slopes)).private, None)
@@ -180,7 +190,7 @@ class Ways:
         )
         assert slopes is not None
         write(parameters, grads)
-        return self._record(active, means, slopes[None] if factor == 1 else slopes[None] / factor, None)
+        return self._record(active, means, slopes[None] / factor, None)  # numbers of its own
 
     def by_kept_weights(self, batch: MicroBatch, weights: Tensor, factor: float) -> BalanceRecord:
         """A Weighting that is not asked: one backward with (1, A) weights of an earlier step."""
@@ -292,7 +302,7 @@ class Ways:
     def _finite_products(self, gram: Tensor, active: list[int], *, scaled: bool, step: int) -> bool:
         """Whether the rows behind a Gramian (G, A, A) are finite: their squares then are, up to norms of 1e19."""
         squares = gram.diagonal(dim1=1, dim2=2)
-        if math.isfinite(squares.sum()):  # none is negative
+        if math.isfinite(squares.sum()):
             return True
         finite = squares.isfinite().all(0).cpu()
         self._require(finite, active, scaled=scaled, step=step, also=", or finite, but too long to be squared")
