@@ -18,7 +18,7 @@ from mtlbench.gradients import GradientEngine
 from mtlbench.methods import Method, definitions, methods, summary
 from mtlbench.source import KINDS
 from tests.balancing.page import PAGE, page
-from tests.contract.test_balancers import BUILT
+from tests.contract.balancers import BUILT
 
 METHODS = {method.entry.name: method for method in methods()}
 

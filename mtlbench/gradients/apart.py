@@ -14,9 +14,8 @@ from typing import Any
 
 from torch.autograd.graph import Node
 
-from mtlbench.gradients.graph import LEAF, Graph
+from mtlbench.gradients.graph import LEAF, Graph, Shape, shape_of
 
-Shape = Sequence[int]
 # Whether the operand in a slot of an operation is of R blocks where the result is: (node, slot, shape of the operand,
 # shape of the result, R).
 Rule = Callable[[Any, int, Shape, Shape, int], bool]
@@ -43,12 +42,6 @@ def mixed(graph: Graph, starts: Sequence[int], rows: int) -> dict[Node, Node]:
             elif rule is None or not rule(node, slot, shape_of(source, output), made, blocks):
                 found[source] = node
     return found
-
-
-def shape_of(node: Any, output: int = 0) -> Shape:
-    """Of one of an operation's results."""
-    shape: Shape = node._input_metadata[output].shape
-    return shape
 
 
 def _as_long(node: Any, slot: int, given: Shape, made: Shape, blocks: int) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from mtlbench.gradients.choice import kind
-from mtlbench.gradients.graph import LEAF, Graph, packed
+from mtlbench.gradients.graph import LEAF, Graph, Shape, packed, shape_of
 from mtlbench.gradients.parts import Asked
 
 # At the representation, of the tasks in one batched backward: what a cache holds, and what a large memory holds.
@@ -211,9 +211,8 @@ class Backwards:
         return grads[: len(asked)]
 
 
-def _shape(edge: GradientEdge) -> Sequence[int]:
-    shape: Sequence[int] = edge.node._input_metadata[edge.output_nr].shape
-    return shape
+def _shape(edge: GradientEdge) -> Shape:
+    return shape_of(edge.node, edge.output_nr)
 
 
 def _dtype(edge: GradientEdge) -> torch.dtype:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
-from mtlbench.gradients.graph import Graph, Use, packed
+from mtlbench.gradients.graph import Graph, Use, packed, shape_of
 from mtlbench.gradients.kernels import Kernels
 from mtlbench.gradients.parts import COLUMNS, Part, Product, Rows, Tokens
 
@@ -169,7 +169,7 @@ def _kernels(
     bias = biases.get(frozenset([node]))
     if node.next_functions[2][0] is not None and (bias is None or groups[bias] != groups[index]):
         return None
-    x, numbers = node._saved_input, math.prod(node._input_metadata[0].shape)
+    x, numbers = node._saved_input, math.prod(shape_of(node))
     d_out, d_in, *sides = shared[index].shape
     if not x.is_cpu or d_in <= 3:  # an image's few channels are not filled up
         return None

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
+Shape = Sequence[int]
 LEAF: Any = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]
 
 
@@ -55,6 +56,12 @@ class Graph:
     mixed: bool
     heads: list[Use]
     behind: list[Node]
+
+
+def shape_of(node: Any, output: int = 0) -> Shape:
+    """Of one of an operation's results."""
+    shape: Shape = node._input_metadata[output].shape
+    return shape
 
 
 @cache

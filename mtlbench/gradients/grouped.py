@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
-from mtlbench.gradients.apart import mixed, shape_of
+from mtlbench.gradients.apart import mixed
 from mtlbench.gradients.choice import kind, lookups
-from mtlbench.gradients.graph import Graph
+from mtlbench.gradients.graph import Graph, shape_of
 from mtlbench.gradients.parts import Part, Rows, Tokens
 from mtlbench.gradients.rules import Rule, rule_of
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from mtlbench.gradients.graph import shape_of
 from mtlbench.gradients.parts import Rows
 
 
@@ -48,7 +49,7 @@ class Kernels(Rows):
         self.asked = [GradientEdge(node, 0)]
         self._inputs = node._saved_input.detach().contiguous(memory_format=torch.channels_last)
         self._settings, self._together = settings_of(node), together
-        size, channels, *places = node._input_metadata[0].shape
+        size, channels, *places = shape_of(node)
         self._channels = channels
         self._grads = self._inputs.new_empty(size, *places, together * channels).movedim(-1, 1)  # (N, n C', H', W')
 

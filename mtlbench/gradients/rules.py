@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mtlbench.gradients.choice import CONVOLUTION, factor_of, kind, product_of
-from mtlbench.gradients.graph import Graph, Use, packed
+from mtlbench.gradients.graph import Graph, Use, packed, shape_of
 from mtlbench.gradients.kernels import settings_of
 
 LAYER_NORM, BATCH_NORM = "NativeLayerNormBackward0", "NativeBatchNormBackward0"
@@ -108,9 +108,7 @@ def rule_of(graph: Graph, use: Use) -> Rule | None:
         return None if packed(product[0]) else Weight(product[0], factor_of(product[0]), product[1])
     if name == "AddmmBackward0" and slot == 0 and node._saved_beta == 1:
         added = tuple(node.next_functions[0][0].variable.shape)
-        return (
-            Bias(node) if added == tuple(node._input_metadata[0].shape[1:]) else None
-        )  # else no number for each column
+        return Bias(node) if added == tuple(shape_of(node)[1:]) else None  # else no number for each column
     if name not in (CONVOLUTION, LAYER_NORM, BATCH_NORM) or packed(node):
         return None
     if name == BATCH_NORM and node._saved_training:

@@ -27,7 +27,7 @@ from mtlbench.balancing.modo import MoDo
 from mtlbench.balancing.pcgrad import PCGrad
 from mtlbench.balancing.sdmgrad import SDMGrad
 from tests.balancing.rows import OPPOSITE, SEEDS, A, B, C, direction, jacobian, six, tensor, weigh
-from tests.contract.test_balancers import BUILT, NAMES, load, specs
+from tests.contract.balancers import BUILT, NAMES, load, specs
 
 
 @pytest.mark.parametrize(

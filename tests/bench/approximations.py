@@ -27,7 +27,7 @@ from mtlbench.data.mixing import batches_of
 from mtlbench.gradients import GradientEngine, partition
 from tests.bench.steps import revision
 from tests.conftest import config
-from tests.contract.test_balancers import build
+from tests.contract.balancers import build
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "experiments" / "approximations" / "README.md"

@@ -23,7 +23,7 @@ from torchjd.linalg import QuadprogProjector
 from mtlbench.methods import methods
 from tests.balancing import residuals
 from tests.balancing.solvers import dual_cone
-from tests.contract.test_balancers import build
+from tests.contract.balancers import build
 
 SIZES, PROBLEMS, ROUNDS = (2, 10, 40), 10, 10
 SECONDS = 0.3  # of timed calls, for one solver on the problems of one kind and size

@@ -14,7 +14,7 @@ from torchjd.scalarization import UW
 
 from mtlbench.gradients import GradientEngine
 from tests.bench.problems import Problem
-from tests.contract.test_balancers import build
+from tests.contract.balancers import build
 
 
 class System(ABC):

@@ -11,7 +11,7 @@ from torch import nn
 
 from mtlbench.balancing.base import Balancer
 from mtlbench.lit.selection import check_checkpoint
-from tests.contract.test_balancers import BUILT, NAMES, build, enough, same, sequence
+from tests.contract.balancers import BUILT, NAMES, build, enough, same, sequence
 
 
 @pytest.fixture

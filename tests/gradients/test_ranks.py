@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mtlbench.balancing.base import Balancer, Weighting
 from mtlbench.gradients import BalanceRecord, GradientEngine
-from tests.contract.test_balancers import NAMES, build
+from tests.contract.balancers import NAMES, build
 
 TASKS = ("a", "b", "c")
 STEPS, ROWS = 30, 12

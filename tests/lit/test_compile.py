@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mtlbench.gradients import GradientEngine
-from tests.contract.test_balancers import build
+from tests.contract.balancers import build
 
 TASKS = ("a", "b", "c")
 

@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from mtlbench.gradients import GradientEngine
-from tests.contract.test_balancers import build
+from tests.contract.balancers import build
 
 
 def test_sharded_parameters_are_refused_with_what_to_use_instead(tmp_path: Path) -> None:
