@@ -13,8 +13,9 @@ class DualProj(ConeProjection):
 
         d = argmin |d - g0| over the d with g_i.d >= 0 for all tasks i, g0 the mean gradient
 
-    The mean is that of the active tasks. The projection is exact (`linalg.dual_cone`). The weights sum to
-    nothing in particular, to 1 where the mean conflicts with no task. The status is degenerate where d = 0.
+    The mean is that of the active tasks. The projection is exact (`linalg.dual_cone`), but where gradients are so
+    near opposite that it needs weights 2e5 times as great: these count as 1e-5 apart. The weights sum to nothing in
+    particular, to 1 where the mean conflicts with no task. The status is degenerate where d = 0.
 
     Args:
         regularization: added to the diagonal of the Gramian, relative to its trace; above 0 the

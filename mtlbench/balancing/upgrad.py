@@ -14,7 +14,8 @@ class UPGrad(ConeProjection):
         p_i = argmin |p - g_i| over the p with g_j.p >= 0 for all tasks j, the dual cone of the gradients
         d = 1/T sum_i p_i
 
-    T counts the active tasks. The projections are exact (`linalg.dual_cone`). The weights sum to nothing in
+    T counts the active tasks. The projections are exact (`linalg.dual_cone`), but where gradients are
+    so near opposite that they need weights 2e5 times as great: these count as 1e-5 apart. The weights sum to nothing in
     particular. A zero gradient neither changes nor is changed. The status is degenerate where d = 0: the
     gradients have a convex combination with positive weights that is zero.
 
