@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,9 @@ from mtlbench.confdir import conf_dir
 # absl, which rouge-score brings, closes its log handler's stream when logging is configured anew, as Hydra does, unless
 # that stream is the interpreter's own. Under pytest it would be the captured stderr of all later tests.
 absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
+
+# A shell starts what it puts into the background with Ctrl-C ignored, and the commands under test would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY = [
     "benchmark.datasets.digits.load.train=96",
