@@ -29,7 +29,7 @@ def starts_of(cotangents: Iterable[Tensor | None]) -> list[int] | None:
         cotangents: (N, ...) of each loss, two or more, at what all read; None where it does not reach it.
 
     Returns:
-        None where two losses reach one row, or rows of a task lie before those of the last.
+        None where two losses reach one row, one reaches none, or rows of a task lie before those of the last.
     """
     starts: list[int] = []
     end = -1

@@ -89,7 +89,7 @@ class Routes:
             return None
         obstacle: str | None = "the losses do not meet in one representation of two tasks or more"
         if losses.cut is not None and len(losses) > 1:
-            obstacle = "two losses reach one row of the representation"
+            obstacle = "each loss must reach rows of its own of the representation, one task after another"
             starts = starts_of(losses.at_cut(task) for task in range(len(losses)))
             total = None if starts is None else losses.sum_at_cut()
             if starts is not None and total is not None:

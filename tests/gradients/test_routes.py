@@ -163,7 +163,7 @@ def test_tasks_with_batches_of_their_own(make: Make, route: str) -> None:
 
 def test_rows_of_several_tasks_are_not_grouped() -> None:
     setting = Setting(linear, own_rows=False)
-    with pytest.raises(RuntimeError, match="two losses reach one row"):
+    with pytest.raises(RuntimeError, match="each loss must reach rows of its own"):
         setting.engine(route="grouped").backward(setting.losses())
     setting = Setting(batch_norm, own_rows=True)
     setting.trunk.train()
