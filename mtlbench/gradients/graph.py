@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from heapq import heappop, heappush
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
@@ -94,7 +95,8 @@ def read(losses: Sequence[Tensor], shared: Collection[int], private: Collection[
     readers: dict[Node, Use | None] = {}
     uses: dict[int, list[Use]] = {}
     reach: dict[int, int] = {}
-    queue: list[tuple[int, Node]] = []
+    queue: list[tuple[int, int, Node]] = []
+    serial = count()  # of several threads, nodes may have one number
     met = False  # a shared parameter
     for task, loss in enumerate(losses):
         edge = torch.autograd.graph.get_gradient_edge(loss)
@@ -103,19 +105,21 @@ def read(losses: Sequence[Tensor], shared: Collection[int], private: Collection[
             met = True
             continue
         if edge.node not in nodes:
-            heappush(queue, (-_number(edge.node), edge.node))
+            heappush(queue, (-_number(edge.node), next(serial), edge.node))
             nodes[edge.node], outputs[edge.node] = 0, edge.output_nr
         elif outputs[edge.node] != edge.output_nr:
             outputs[edge.node] = None
         nodes[edge.node] |= 1 << task
     order: list[Node] = []
+    done: set[Node] = set()
     cut: Node | None = None
     first, ordered = 0, True
     while queue:
-        number, node = heappop(queue)
+        *_, node = heappop(queue)
         if cut is None and not met and not queue and outputs[node] is not None:
             cut, first = node, len(order)
         order.append(node)
+        done.add(node)
         mask = nodes[node]
         for slot, (source, output) in enumerate(node.next_functions):
             if source is None:
@@ -128,15 +132,15 @@ def read(losses: Sequence[Tensor], shared: Collection[int], private: Collection[
                 if cut is not None and leaf in private:
                     cut, first, met = None, 0, True
             elif source in nodes:
-                ordered = ordered and -_number(source) > number
+                ordered = ordered and source not in done
                 nodes[source] |= mask
                 readers[source] = None
                 if outputs[source] != output:
                     outputs[source] = None
             else:
                 nodes[source], outputs[source], readers[source] = mask, output, Use(node, slot)
-                heappush(queue, (-_number(source), source))
-    if not ordered:  # parts of the graph were made by several threads: any task may reach anything
+                heappush(queue, (-_number(source), next(serial), source))
+    if not ordered:  # several threads made it, which number by themselves: any task may reach anything
         reach = dict.fromkeys(reach, (1 << len(losses)) - 1)
         cut = None
     if cut is None:

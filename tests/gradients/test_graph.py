@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from mtlbench.gradients import GradientEngine
+from mtlbench.gradients import GradientEngine, routes
 from mtlbench.gradients.routes import Route
+from tests.gradients.nets import Net, images
 from tests.gradients.test_engine import TASKS, Inverse
+from tests.gradients.test_routes import Setting, equal
 
 LOSSES: dict[str, Callable[[Tensor], Sequence[Tensor]]] = {
     "results of one operation": lambda errors: errors.mean(0).unbind(),
@@ -42,3 +46,21 @@ def test_each_task_has_its_own_gradient(made: str, route: Route) -> None:
         torch.testing.assert_close(record.gramian[0], jacobian @ jacobian.T, rtol=1e-12, atol=0)
         direction = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
         torch.testing.assert_close(direction, jacobian.norm(dim=1).reciprocal() @ jacobian, rtol=1e-12, atol=1e-15)
+
+
+def aside(run: Callable[[], Tensor]) -> Tensor:
+    """What is run in a thread of its own, where autograd numbers operations from 0."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(run).result()
+
+
+@pytest.mark.parametrize("run", [
+    lambda m, x: (h := m.first(x).tanh()) * 2 + (flipped := h.flip(0), aside(lambda: m.last(flipped)))[1],
+    lambda m, x: aside(lambda: m.first(x).sin()) + aside(lambda: m.last(x).cos()),
+])  # fmt: skip
+def test_operations_of_several_threads(run: Callable[[Any, Tensor], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "verify", lambda *_, **__: True)
+    equal(
+        Setting(lambda: (Net({"first": nn.Linear(8, 8), "last": nn.Linear(8, 8)}, run), images(8)), own_rows=True),
+        "auto",
+    )
