@@ -74,9 +74,14 @@ def _saved(kind: type) -> list[str]:
 def packed(node: Any) -> bool:
     """Whether an operation saved its tensors packed, by checkpointing or offloading: then each look is dear.
 
-    Of a checkpointed module each one runs it again, and keeps all that it saves.
+    Of a checkpointed module each one runs it again, and keeps all that it saves. Sparse tensors count as packed too:
+    they have no rows to take.
     """
-    return any(getattr(node, name).unpack_hook is not None for name in _saved(type(node)))  # type: ignore[arg-type]
+    return any(_not_plain(getattr(node, name)) for name in _saved(type(node)))  # type: ignore[arg-type]
+
+
+def _not_plain(saved: Any) -> bool:
+    return saved.unpack_hook is not None or (saved.data is not None and saved.data.layout is not torch.strided)
 
 
 def read(losses: Sequence[Tensor], shared: Collection[int], private: Collection[int]) -> Graph:

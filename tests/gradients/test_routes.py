@@ -16,6 +16,7 @@ from mtlbench.gradients.ranks import Ranks
 from mtlbench.gradients.routes import Route, Routes
 from tests.gradients.nets import (
     Make,
+    Net,
     batch_norm,
     bert,
     called_twice,
@@ -24,6 +25,7 @@ from tests.gradients.nets import (
     embedding,
     functional,
     gpt2,
+    images,
     large_embedding,
     linear,
     sequences,
@@ -123,6 +125,19 @@ def test_tokens_of_32_bits(route: str) -> None:
     setting = Setting(large_embedding, own_rows=route == "grouped")
     setting.x = setting.x.int()
     equal(setting, route)
+
+
+@pytest.mark.parametrize("own_rows", [False, True])
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_sparse_input(layout: torch.layout, own_rows: bool) -> None:
+    """As of bags of words, or of the edges of a graph: it has no rows to be cut out."""
+
+    def make() -> tuple[nn.Module, Tensor]:
+        run = lambda m, x: torch.tanh(x.to_sparse(layout=layout) @ m.first) @ m.last  # noqa: E731
+        return Net({name: nn.Parameter(torch.randn(40, 40)) for name in ("first", "last")}, run), images(40).relu()
+
+    equal(Setting(make, own_rows=own_rows), "auto")
 
 
 @pytest.mark.parametrize("options", [
