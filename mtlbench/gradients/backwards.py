@@ -53,9 +53,30 @@ class Backwards:
     def at_cut(self, task: int) -> Tensor | None:
         """The gradient where all losses meet; None where this one is not there."""
         if task not in self._at_cut and not self._all_at_cut():
-            # What lies before the cut is kept: it is little, and the first step's check goes through it again.
-            (self._at_cut[task],) = self._of_loss(task, [self.cut], retain=True)
+            self._at_cut[task] = self._one_at_cut(task)
         return self._at_cut[task]
+
+    def _one_at_cut(self, task: int) -> Tensor | None:
+        """The same by a backward of its own, before hooks on the representation: autograd applies them further on."""
+        cut = self.cut
+        assert cut is not None
+        parts: list[Tensor] = []
+        if self._losses[task].grad_fn is cut.node:
+            parts.append(torch.full_like(self._losses[task], self._factor))
+
+        def note(slot: int, inputs: tuple[Tensor | None, ...], outputs: tuple[Tensor, ...]) -> None:
+            part = inputs[slot]
+            if part is not None:
+                parts.append(part)
+
+        hooks = [use.node.register_hook(partial(note, use.slot)) for use in self._graph.heads]
+        try:
+            # What lies before the cut is kept: it is little, and the first step's check goes through it again.
+            self._of_loss(task, [cut], retain=True)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return sum(parts[1:], parts[0]) if parts else None
 
     def _all_at_cut(self) -> bool:
         """The same of all losses by one backward, where their ways to the cut are apart; whether it was done."""

@@ -196,7 +196,9 @@ def test_any_losses(make: type[Net], options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("trunk", [relu, relu_in_place, normed, narrow, convolution])
 @pytest.mark.parametrize("measure", ["last_layer", "parameters"])
-def test_hooks_on_the_representation(trunk: Trunk, measure: str) -> None:
+@pytest.mark.parametrize("at_once", [backwards.ALL_AT_ONCE, 0])  # 0: as with large representations
+def test_hooks_on_the_representation(monkeypatch: pytest.MonkeyPatch, trunk: Trunk, measure: str, at_once: int) -> None:
+    monkeypatch.setattr(backwards, "ALL_AT_ONCE", at_once)
     check(lambda: Hooked(trunk), measure=measure)
 
 
