@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from mtlbench.gradients.choice import kind
-from mtlbench.gradients.graph import LEAF, Graph, Shape, packed, shape_of
+from mtlbench.gradients.graph import LEAF, Graph, Shape, dtype_of, packed, shape_of
 from mtlbench.gradients.parts import Asked
 
 # At the representation, of the tasks in one batched backward: what a cache holds, and what a large memory holds.
@@ -237,8 +237,7 @@ def _shape(edge: GradientEdge) -> Shape:
 
 
 def _dtype(edge: GradientEdge) -> torch.dtype:
-    dtype: torch.dtype = edge.node._input_metadata[edge.output_nr].dtype
-    return dtype
+    return dtype_of(edge.node, edge.output_nr)
 
 
 def _before_relu(cut: GradientEdge) -> GradientEdge | None:

@@ -65,6 +65,12 @@ def shape_of(node: Any, output: int = 0) -> Shape:
     return shape
 
 
+def dtype_of(node: Any, output: int = 0) -> torch.dtype:
+    """Of one of an operation's results."""
+    dtype: torch.dtype = node._input_metadata[output].dtype
+    return dtype
+
+
 @cache
 def _saved(kind: type) -> list[str]:
     """What an operation of a kind saves for its gradient, as it is kept."""

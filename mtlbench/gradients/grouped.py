@@ -17,7 +17,7 @@ from torch.autograd.graph import GradientEdge, Node
 
 from mtlbench.gradients.apart import mixed
 from mtlbench.gradients.choice import kind, lookups
-from mtlbench.gradients.graph import Graph, shape_of
+from mtlbench.gradients.graph import Graph, dtype_of, shape_of
 from mtlbench.gradients.parts import Part, Rows, Tokens
 from mtlbench.gradients.rules import Rule, rule_of
 
@@ -97,7 +97,9 @@ class Plan:
             self._rules[index] = [rule for rule in rules if rule is not None]
             if len(self._rules[index]) < len(rules):
                 operations = ", ".join(sorted({kind(use.node) for use in uses}))
-                return f"{name} is read by {operations}, checkpointed or not known to go through it row by row"
+                return (
+                    f"{name} is read by {operations}, checkpointed, in another precision or not known to go row by row"
+                )
             nodes = [rule.node for rule in self._rules[index]]
         mixing = ", ".join(sorted({kind(why[node]) for node in nodes if node in why}))
         return f"between {name} and the losses {mixing} is not known to keep the tasks' rows apart" if mixing else None
@@ -154,7 +156,7 @@ def _edge_of_rows(graph: Graph, node: Any, why: dict[Node, Node]) -> GradientEdg
     if node in why and reader is not None and kind(reader.node) == "AddBackward0":
         sum_of, scaled = reader.node, reader.slot == 1 and reader.node._saved_alpha != 1
         others = shape_of(sum_of)[1:]
-        if not scaled and shape_of(node)[-len(others) :] == others:
+        if not scaled and dtype_of(sum_of) == dtype_of(node) and shape_of(node)[-len(others) :] == others:
             # Positions, added to all rows alike: the gradient row by row is that of the sum.
             return GradientEdge(sum_of, 0)
     return GradientEdge(node, 0)

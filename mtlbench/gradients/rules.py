@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mtlbench.gradients.choice import CONVOLUTION, factor_of, kind, product_of
-from mtlbench.gradients.graph import Graph, Use, packed, shape_of
+from mtlbench.gradients.graph import Graph, Use, dtype_of, packed, shape_of
 from mtlbench.gradients.kernels import settings_of
 
 LAYER_NORM, BATCH_NORM = "NativeLayerNormBackward0", "NativeBatchNormBackward0"
@@ -101,7 +101,10 @@ class Kernel(Rule):
 
 
 def rule_of(graph: Graph, use: Use) -> Rule | None:
-    """The rule for a use of a parameter; None where the operation is none that goes row by row, or saved it packed."""
+    """The rule for a use of a parameter.
+
+    None where the operation is none that goes row by row, saved it packed, or gives numbers of another type.
+    """
     node, name, slot = use.node, kind(use.node), use.slot
     product = product_of(graph, use)
     if product is not None:
@@ -112,6 +115,8 @@ def rule_of(graph: Graph, use: Use) -> Rule | None:
     if name not in (CONVOLUTION, LAYER_NORM, BATCH_NORM) or packed(node):
         return None
     if name == BATCH_NORM and node._saved_training:
+        return None
+    if dtype_of(node) != node.next_functions[slot][0].variable.dtype:  # half precision: sums would be rounded to it
         return None
     if name != LAYER_NORM and slot == 2:
         return Bias(node)

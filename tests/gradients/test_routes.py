@@ -127,6 +127,18 @@ def test_tokens_of_32_bits(route: str) -> None:
     equal(setting, route)
 
 
+@pytest.mark.parametrize(("layer", "run", "shape"), [
+    (lambda: nn.LayerNorm(40), lambda m, x: m.layer(x.bfloat16()).float(), (40,)),
+    (lambda: nn.BatchNorm1d(40).eval(), lambda m, x: m.layer(x.bfloat16()).float(), (40,)),
+    (lambda: nn.Embedding(5, 40), lambda m, x: (x.double() + m.layer(torch.arange(5))).float().mean(1), (5, 40)),
+])  # fmt: skip
+def test_results_of_another_precision_than_the_weights(layer: Any, run: Any, shape: tuple[int, ...]) -> None:
+    """As of norms under autocast, beside frozen layers: sums of their gradients over rows would be rounded."""
+    setting = Setting(lambda: (Net({"layer": layer()}, run), images(*shape)), own_rows=True, dtype=torch.float32)
+    records = [setting.engine(route=route).backward(setting.losses()) for route in ("auto", "sequential")]
+    torch.testing.assert_close(records[0].gramian, records[1].gramian, rtol=1e-5, atol=0)  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("own_rows", [False, True])
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 @pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
