@@ -131,14 +131,8 @@ class GradientEngine:
                 f"{name} compares the gradients of several batches, and features of different examples have "
                 "nothing to compare: say measure='parameters'."
             )
-        by_layers = isinstance(balancer, Weighting) and balancer.num_batches == 1 and not self._measure.features
-        halves = bool(self.shared) and self.shared[0].dtype not in (torch.float32, torch.float64)
-        if route not in ("auto", "sequential") and (halves or not by_layers):
-            raise ValueError(
-                f"route={route!r} serves a Weighting of one batch measured at shared parameters, in float32 or "
-                f"float64; here {name} asks for something else. Say route='auto'."
-            )
-        self._by_layers = by_layers and not halves and route != "sequential"
+        self._by_layers = isinstance(balancer, Weighting) and balancer.num_batches == 1 and not self._measure.features
+        self._layers()
         self._ways = Ways(
             balancer,
             tasks=self.tasks,
@@ -160,6 +154,16 @@ class GradientEngine:
             heads=heads,
             normalize=normalize,
         )
+
+    def _layers(self) -> bool:
+        """Whether a step goes layer by layer. Asked at each: Lightning casts a model once the engine is made."""
+        halves = bool(self.shared) and self.shared[0].dtype not in (torch.float32, torch.float64)
+        if self.route not in ("auto", "sequential") and (halves or not self._by_layers):
+            raise ValueError(
+                f"route={self.route!r} serves a Weighting of one batch measured at shared parameters, in float32 or "
+                f"float64; here {type(self.balancer).__name__} asks for something else. Say route='auto'."
+            )
+        return self._by_layers and not halves and self.route != "sequential"
 
     def close(self) -> None:
         """Removes the hooks that a measure may have put on shared modules."""
@@ -261,11 +265,11 @@ class GradientEngine:
             record = self._ways.by_kept_weights(batch, kept, factor)
         elif isinstance(self.balancer, Scalarizer):
             record = self._ways.by_objective(batch, factor)
-        elif self._by_layers and batch.alone and not self._measure.everywhere:
+        elif self._layers() and batch.alone and not self._measure.everywhere:
             record = self._ways.by_measured_layers(batch, factor, scaled=scaled, step=self.step)
         elif not self._measure.everywhere:
             record = self._ways.by_measured_rows(batch, factor, scaled=scaled, step=self.step)
-        elif self._by_layers and batch.alone:
+        elif self._layers() and batch.alone:
             record = self._ways.by_layers(batch, factor, scaled=scaled, step=self.step)
         else:
             rows = self._new_rows(weigh=False)

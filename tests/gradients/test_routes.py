@@ -139,6 +139,23 @@ def test_results_of_another_precision_than_the_weights(layer: Any, run: Any, sha
     torch.testing.assert_close(records[0].gramian, records[1].gramian, rtol=1e-5, atol=0)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("route", ["auto", "ghost"])
+def test_a_model_that_is_cast_once_its_engine_is_made(route: str) -> None:
+    """As Lightning does where precision is bf16-true: inner products are not to be those of bfloat16."""
+    setting = Setting(linear, own_rows=False, dtype=torch.float32)
+    engine = setting.engine(route=route)
+    setting.trunk.bfloat16()
+    setting.heads.bfloat16()
+    setting.x = setting.x.bfloat16()
+    if route == "ghost":
+        with pytest.raises(ValueError, match="in float32 or float64"):
+            engine.backward(setting.losses())
+        return
+    record, expected = engine.backward(setting.losses()), setting.engine(route="sequential").backward(setting.losses())
+    assert record is not None and expected is not None
+    torch.testing.assert_close(record.gramian, expected.gramian, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("own_rows", [False, True])
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 @pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
