@@ -171,7 +171,7 @@ def _kernels(
         return None
     x, numbers = node._saved_input, math.prod(shape_of(node))
     d_out, d_in, *sides = shared[index].shape
-    if not x.is_cpu or d_in <= 3:  # an image's few channels are not filled up
+    if not x.is_cpu or d_in <= 3 or not numbers:  # an image's few channels are not filled up; a batch may be empty
         return None
     calls = -(-tasks // max(1, TOGETHER // numbers))
     together = -(-tasks // calls)

@@ -139,6 +139,16 @@ def test_results_of_another_precision_than_the_weights(layer: Any, run: Any, sha
     torch.testing.assert_close(records[0].gramian, records[1].gramian, rtol=1e-5, atol=0)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("route", ["auto", "ghost", "batched"])
+def test_a_batch_without_rows(route: Route) -> None:
+    net = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.Flatten(), nn.Linear(200, 300)).double()
+    z = net(torch.empty(0, 4, 5, 5, dtype=torch.float64))
+    losses = {name: (z * i).sum() for i, name in enumerate(TASKS)}
+    record = GradientEngine(net, Additive(num_tasks=3, seed=0), tasks=TASKS, route=route).backward(losses)
+    assert record is not None and record.gramian is not None and not record.gramian.any()
+    assert all(p.grad is not None and not p.grad.any() for p in net.parameters())
+
+
 @pytest.mark.parametrize("route", ["auto", "ghost"])
 def test_a_model_that_is_cast_once_its_engine_is_made(route: str) -> None:
     """As Lightning does where precision is bf16-true: inner products are not to be those of bfloat16."""
