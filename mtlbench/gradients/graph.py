@@ -127,7 +127,7 @@ def read(losses: Sequence[Tensor], shared: Collection[int], private: Collection[
     first, ordered = 0, True
     while queue:
         *_, node = heappop(queue)
-        if cut is None and not met and not queue and outputs[node] is not None:
+        if cut is None and not met and not queue and _of_one_shape(node, outputs[node]):
             cut, first = node, len(order)
         order.append(node)
         done.add(node)
@@ -162,6 +162,11 @@ def read(losses: Sequence[Tensor], shared: Collection[int], private: Collection[
         Use(node, slot) for node in before for slot, (source, _) in enumerate(node.next_functions) if source is cut
     ]
     return Graph(nodes, uses, reach, readers, GradientEdge(cut, outputs[cut] or 0), mixed, heads, order[first:])
+
+
+def _of_one_shape(node: Any, output: int | None) -> bool:
+    """Whether one result of a node is used, and it is no nested tensor, whose rows have no length in common."""
+    return output is not None and not node._input_metadata[output].is_nested_tensor
 
 
 def _several(tasks: int) -> bool:

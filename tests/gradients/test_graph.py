@@ -64,3 +64,17 @@ def test_operations_of_several_threads(run: Callable[[Any, Tensor], Tensor], mon
         Setting(lambda: (Net({"first": nn.Linear(8, 8), "last": nn.Linear(8, 8)}, run), images(8)), own_rows=True),
         "auto",
     )
+
+
+def test_a_representation_in_a_nested_tensor() -> None:
+    net = nn.Linear(8, 8).double()
+    parts = [torch.randn(length, 8, dtype=torch.float64) for length in (2, 3, 4)]
+    records = []
+    routes_of: tuple[Route, ...] = ("auto", "sequential")
+    for route in routes_of:
+        z = net(torch.nested.nested_tensor(parts, layout=torch.jagged))
+        losses = {name: part.square().sum() for name, part in zip(TASKS, z.unbind(), strict=True)}
+        records.append(GradientEngine(net, Inverse(num_tasks=3, seed=0), tasks=TASKS, route=route).backward(losses))
+    one, two = records
+    assert one is not None and two is not None
+    torch.testing.assert_close(one.gramian, two.gramian, rtol=1e-12, atol=0)
