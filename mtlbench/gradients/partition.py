@@ -59,11 +59,16 @@ def check(shared: list[nn.Parameter], private: list[nn.Parameter]) -> None:
 
 
 def check_dense(modules: Modules, balancer: str) -> None:
-    """Refuses shared embeddings with sparse gradients, which have no rows to compare.
+    """Refuses shared embeddings with sparse gradients, which have no rows to compare, and complex parameters.
 
     Raises:
         ValueError: there is one that trains.
     """
+    if any(parameter.is_complex() for parameter in parameters(modules)):
+        raise ValueError(
+            f"{balancer} compares gradients of single tasks, which are real, and there are complex shared parameters: "
+            "keep them as real ones of twice the numbers and use them through torch.view_as_complex."
+        )
     for member in members(modules):
         for module in member.modules() if isinstance(member, nn.Module) else ():
             if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse and module.weight.requires_grad:

@@ -73,6 +73,8 @@ def test_gradients_too_long_to_be_squared() -> None:
         ("weighs each layer", lambda p: engine_for(p, InverseByLayer, measure="last_layer")),
         ("sparse=False", lambda p: GradientEngine(
             [p.encoder, nn.Embedding(3, 4, sparse=True).double()], Inverse(num_tasks=3, seed=0), tasks=TASKS)),
+        ("view_as_complex", lambda p: GradientEngine(
+            nn.Linear(3, 4, dtype=torch.complex64), Inverse(num_tasks=3, seed=0), tasks=TASKS)),
         ("instead of bare parameters", lambda p: GradientEngine(
             list(p.encoder.parameters()), InverseAtLast(num_tasks=3, seed=0), tasks=TASKS)),
     ],
