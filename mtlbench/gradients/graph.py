@@ -136,7 +136,10 @@ def read(losses: Sequence[Tensor], shared: Collection[int], private: Collection[
             if source is None:
                 continue
             if type(source) is LEAF:
-                leaf = id(source.variable)  # type: ignore[attr-defined]
+                variable: Tensor = source.variable  # type: ignore[attr-defined]
+                if not variable.requires_grad:  # frozen since
+                    continue
+                leaf = id(variable)
                 uses.setdefault(leaf, []).append(Use(node, slot))
                 reach[leaf] = reach.get(leaf, 0) | mask
                 met = met or leaf in shared

@@ -59,6 +59,19 @@ def test_what_is_frozen_later_gets_no_gradient(kind: type[Balancer], options: di
         torch.testing.assert_close(mine, its)
 
 
+@pytest.mark.parametrize(("kind", "options"), WAYS)
+def test_what_is_frozen_after_the_forward_gets_no_gradient(kind: type[Balancer], options: dict[str, Any]) -> None:
+    problem = Problem()
+    engine = engine_for(problem, kind, **options)
+    losses, _ = problem.losses()
+    off = [*problem.encoder[0].parameters(), *problem.heads["a"].parameters()]
+    for parameter in off:
+        parameter.requires_grad_(False)
+    engine.backward(losses)
+    assert all(p.grad is None for p in off)
+    assert problem.encoder[2].weight.grad is not None
+
+
 def test_a_skipped_step_leaves_the_frozen_ones_alone() -> None:
     problem = Problem()
     engine = engine_for(problem, Sum)
