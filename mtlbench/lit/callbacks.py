@@ -101,6 +101,10 @@ class LastCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self._saved = 0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # What a run goes on from is saved already. Once more, amid the next step, would lose its first micro-batches.
+        self._saved = trainer.global_step
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -89,6 +89,20 @@ def test_killed_and_resumed_equals_uninterrupted(run: Run, balancer: str, tmp_pa
     assert resumed["examples_seen"] == reference["examples_seen"]
 
 
+def test_killed_amid_the_step_that_it_went_on_with(run: Run, tmp_path: Path) -> None:
+    overrides = (
+        "balancer=pcgrad", "data.batch_size=8", "trainer.accumulate_grad_batches=4", "callbacks.last.every_n_steps=1",
+        "trainer.max_epochs=1",
+    )  # fmt: skip
+    whole, _ = run("whole", *overrides)
+    for micro_batch in (5, 6):  # the second of step 2, and the third once it has gone on from step 1
+        checkpoint = killed(config(*overrides), run_dir=tmp_path / "killed", at=(0, micro_batch))
+        assert checkpoint["global_step"] == 1
+    train(config(*overrides), run_dir=tmp_path / "killed")
+    for (key, a), b in zip(weights(whole).items(), weights(tmp_path / "killed").values(), strict=True):
+        assert torch.equal(a, b), key
+
+
 def test_independent_equals_separate_runs_to_the_bit(run: Run) -> None:
     shared = (
         "balancer=independent", "trainer.max_epochs=8", "trainer.gradient_clip_val=0.1",
