@@ -222,7 +222,7 @@ class MultiTaskModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """After balancing, alike for all methods; networks that share nothing are clipped one by one."""
-        if self.model.shared() or gradient_clip_val is None:
+        if self.model.shared() or not gradient_clip_val:  # Lightning clips nothing at 0
             self.clip_gradients(
                 optimizer, gradient_clip_val=gradient_clip_val, gradient_clip_algorithm=gradient_clip_algorithm
             )

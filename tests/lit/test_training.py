@@ -103,6 +103,13 @@ def test_killed_amid_the_step_that_it_went_on_with(run: Run, tmp_path: Path) -> 
         assert torch.equal(a, b), key
 
 
+@pytest.mark.parametrize("balancer", ["equal", "independent"])
+def test_clipping_at_0_is_none(run: Run, balancer: str) -> None:
+    given = (f"balancer={balancer}", "trainer.max_epochs=1")
+    clipped, plain = (weights(run(name, *given, f"trainer.gradient_clip_val={name}")[0]) for name in ("0", "null"))
+    assert all(torch.equal(a, b) for a, b in zip(clipped.values(), plain.values(), strict=True))
+
+
 def test_independent_equals_separate_runs_to_the_bit(run: Run) -> None:
     shared = (
         "balancer=independent", "trainer.max_epochs=8", "trainer.gradient_clip_val=0.1",
