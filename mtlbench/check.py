@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from mtlbench.check_balancer import check_balancer
-from mtlbench.check_trainer import check_trainer
+from mtlbench.check_trainer import check_trainer, number_of_devices
 from mtlbench.confdir import conf_dir, groups
 from mtlbench.data.names import choose, expand, nearest
 from mtlbench.data.nodes import check_dataset
@@ -249,11 +249,20 @@ def _combinations(cfg: DictConfig) -> None:
     if OmegaConf.select(cfg, "engine.measure") == "features":
         _features(cfg, sharing)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    trainer = plain["trainer"]
+    accumulated = trainer["accumulate_grad_batches"]
+    if plain["loss_scale"] == "initial" and accumulated > 1:
+        raise ConfigError(
+            f"loss_scale=initial with trainer.accumulate_grad_batches={accumulated}: the first losses would be those "
+            "of the first batch alone, and such a run no longer equal to one of larger batches. Leave one of the two "
+            "out."
+        )
     _balancer(
         cfg,
         num_tasks=len(choose(plain["benchmark"]["tasks"], plain["tasks"])),
         engine=plain["engine"],
-        accumulated=plain["trainer"]["accumulate_grad_batches"],
+        accumulated=accumulated,
+        devices=(number_of_devices(trainer["devices"]) or 1) * trainer["num_nodes"],
     )
 
 

@@ -13,7 +13,9 @@ FOR_WEIGHTINGS = {"measure": (None,), "route": ("auto", "sequential"), "refresh"
 FOR_ONE_BATCH = ("route", "refresh")
 
 
-def check_balancer(node: Mapping[str, Any], *, num_tasks: int, engine: Mapping[str, Any], accumulated: int = 1) -> None:
+def check_balancer(
+    node: Mapping[str, Any], *, num_tasks: int, engine: Mapping[str, Any], accumulated: int = 1, devices: int = 1
+) -> None:
     """Refuses what the balancer or the engine would refuse later; of a class without a file, nothing.
 
     Args:
@@ -21,6 +23,7 @@ def check_balancer(node: Mapping[str, Any], *, num_tasks: int, engine: Mapping[s
         num_tasks: that are trained.
         engine: the options of `GradientEngine`.
         accumulated: batches of a step.
+        devices: that train together, as far as is known.
 
     Raises:
         ValueError: naming the keys, and what to say instead.
@@ -51,5 +54,9 @@ def check_balancer(node: Mapping[str, Any], *, num_tasks: int, engine: Mapping[s
                 f"engine.{key}={given} with trainer.accumulate_grad_batches={accumulated}: it is for steps of one "
                 "batch. Leave one of the two out."
             )
+    if engine.get("route", "auto") not in FOR_WEIGHTINGS["route"] and devices > 1:
+        raise ValueError(
+            f"engine.route={engine['route']} on {devices} devices, which go the sequential way. Say engine.route=auto."
+        )
     if kind == "Aggregator" and engine.get("heads") == "weighted":
         raise ValueError(f"{name} is an Aggregator, which has no task weights. Say engine.heads=raw.")

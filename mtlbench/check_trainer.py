@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from mtlbench import source
@@ -101,3 +103,12 @@ def _validation(cfg: DictConfig) -> None:
             f"trainer.check_val_every_n_epoch={every} with trainer.max_epochs={epochs}: no epoch would be validated, "
             f"so none selected. Say at most {epochs}."
         )
+
+
+def number_of_devices(devices: Any) -> int | None:
+    """On one machine, as Lightning counts a number or a list of indices; None for all that there are (auto, -1)."""
+    if isinstance(devices, str) and "," in devices:
+        devices = [index for index in devices.split(",") if index.strip()]
+    if isinstance(devices, list):
+        return len(devices)
+    return None if devices in ("auto", "-1", -1) else int(devices)

@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from mtlbench import processes, record
+from mtlbench.check_trainer import number_of_devices
 from mtlbench.lock import alone
 from mtlbench.results.records import read_summary, write_summary
 
@@ -94,7 +95,11 @@ def _way(cfg: dict[str, Any], *, place: processes.Place | None, run_dir: Path) -
 
         return functools.partial(run_itself, OmegaConf.create(cfg), run_dir)
     trainer = cfg["trainer"]
-    devices, nodes = number_of_devices(trainer), trainer["num_nodes"]
+    devices, nodes = number_of_devices(trainer["devices"]), trainer["num_nodes"]
+    if devices is None:
+        from mtlbench.lit.devices import count
+
+        devices = count(trainer["accelerator"], trainer["devices"])
     if place is not None and devices * nodes != place.size:
         raise ValueError(
             f"{from_place} this run takes {devices * nodes}: trainer.devices={trainer['devices']} on "
@@ -115,20 +120,6 @@ def _way(cfg: dict[str, Any], *, place: processes.Place | None, run_dir: Path) -
     from mtlbench.fit import fit
 
     return functools.partial(fit, OmegaConf.create(cfg), run_dir)
-
-
-def number_of_devices(trainer: dict[str, Any]) -> int:
-    """On one machine, as Lightning counts: a number, a list of indices, or all that there are (auto, -1)."""
-    devices = trainer["devices"]
-    if isinstance(devices, str) and "," in devices:
-        devices = [index for index in devices.split(",") if index.strip()]
-    if isinstance(devices, list):
-        return len(devices)
-    if devices not in ("auto", "-1", -1):
-        return int(devices)
-    from mtlbench.lit.devices import count
-
-    return count(trainer["accelerator"], devices)
 
 
 def finished(run_dir: Path, cfg: dict[str, Any]) -> float | None:

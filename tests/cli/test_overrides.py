@@ -114,6 +114,13 @@ def test_a_wrong_override_is_named_with_the_nearest_right_one(
             "balancer=pcgrad engine.route=batched trainer.accumulate_grad_batches=2",
             "engine.route=batched with trainer.accumulate_grad_batches=2: it is for steps of one batch",
         ),
+        ("balancer=pcgrad engine.route=ghost trainer.devices=2", "engine.route=ghost on 2 devices, which go the"),
+        ("balancer=pcgrad engine.route=ghost trainer.devices=[0,2]", "engine.route=ghost on 2 devices"),
+        ("balancer=pcgrad engine.route=ghost trainer.num_nodes=3", "engine.route=ghost on 3 devices"),
+        (
+            "loss_scale=initial trainer.accumulate_grad_batches=4",
+            "loss_scale=initial with trainer.accumulate_grad_batches=4: the first losses would be those of the first",
+        ),
     ],
 )
 def test_what_does_not_go_together(overrides: str, expected: str) -> None:

@@ -14,8 +14,10 @@ import pytest
 import torch
 
 from mtlbench import processes
+from mtlbench.check_trainer import number_of_devices
+from mtlbench.lit.devices import count
 from mtlbench.results.records import read_summary
-from mtlbench.train import number_of_devices, train
+from mtlbench.train import train
 from tests.conftest import TINY, config
 from tests.lit.runs import weights
 
@@ -196,15 +198,15 @@ def test_several_machines_need_torchrun_or_srun(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("devices", "expected"), [(2, 2), ("2", 2), ([0, 2], 2), ("0,1", 2), ("1,", 1), ("auto", 1), (-1, None)]
+    ("devices", "expected"), [(2, 2), ("2", 2), ([0, 2], 2), ("0,1", 2), ("1,", 1), ("auto", None), (-1, None)]
 )
 def test_devices_are_counted_as_lightning_does(devices: Any, expected: int | None) -> None:
-    trainer = {"devices": devices, "accelerator": "cpu"}
-    if expected is None:  # there is no number of all CPUs
-        with pytest.raises(TypeError, match="should be an int > 0"):
-            number_of_devices(trainer)
-    else:
-        assert number_of_devices(trainer) == expected
+    assert number_of_devices(devices) == expected
+
+
+def test_cpus_are_not_counted() -> None:
+    with pytest.raises(TypeError, match="should be an int > 0"):  # there is no number of all CPUs
+        count("cpu", -1)
 
 
 def test_where_a_process_stands(monkeypatch: pytest.MonkeyPatch) -> None:
