@@ -209,8 +209,7 @@ class Backwards:
         """The gradients of the losses' sum with weights (A,)."""
         if self.cut is not None:
             return self._of_cut(self.sum_at_cut(weights), parameters, retain=retain)
-        factors = (weights * self._factor).tolist()
-        cotangents = [torch.full_like(loss, factor) for loss, factor in zip(self._losses, factors, strict=True)]
+        cotangents = [factor.to(loss) for loss, factor in zip(self._losses, weights * self._factor, strict=True)]
         return torch.autograd.grad(self._losses, parameters, cotangents, retain_graph=retain, allow_unused=True)
 
     def _of_cut(self, cotangent: Tensor | None, asked: Sequence[Asked], *, retain: bool) -> Sequence[Tensor | None]:

@@ -94,7 +94,8 @@ class Rows:
         counts = totals.counts if self._weigh else torch.ones_like(totals.counts)
         self.sums[totals.active] += counts * totals.means
         self.counts[totals.active] += counts
-        scales = (factor * batch.mine(counts)).tolist()
+        # In the losses' type, where a scaler's scale times counts may be infinite: the step is skipped.
+        scales = (factor * batch.mine(counts)).to(batch.stacked.dtype).tolist()
         for position, (task, loss) in enumerate(zip(batch.active, batch.losses, strict=True)):
             retain = retain_graph or position + 1 < len(batch.losses)
             cotangent = torch.full_like(loss, scales[position])

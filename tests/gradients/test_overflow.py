@@ -120,6 +120,22 @@ def test_the_next_step_is_as_if_it_had_not_been(
         torch.testing.assert_close(one.grad, other.grad, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("kind", "options"), CASES)
+@pytest.mark.parametrize("micro", [False, True])
+def test_a_scale_that_counts_make_infinite(kind: type[Balancer], options: dict[str, Any], micro: bool) -> None:
+    options = {name: value for name, value in options.items() if not (micro and name in ("refresh", "route"))}
+    net, balancer = Net(), kind(num_tasks=3, seed=0, tasks=[TaskSpec(name, "regression") for name in TASKS])
+    engine = GradientEngine(net.trunk, balancer, tasks=TASKS, private=net.heads, **options)
+    for accumulate in (True, False) if micro else (False,):
+        record = engine.backward(
+            {name: 100 * loss for name, loss in net.losses(0).items()},
+            counts=dict.fromkeys(TASKS, 16.0),
+            scale=torch.tensor(2.0**127),
+            accumulate=accumulate,
+        )
+    assert record is not None and record.status == "skipped"
+
+
 def assert_same(one: Any, other: Any) -> None:
     """Of nested dicts."""
     if isinstance(one, dict):
