@@ -160,10 +160,17 @@ class MultiTaskModule(LightningModule):
     ) -> None:
         """Lightning calls this for a step's last micro-batch alone, and runs `backward` inside."""
         self._stepping = True
-        scaler = self._scaler() if self.balancer.needs_after_step else None
-        scale = 0.0 if scaler is None else scaler.get_scale()
+        scaler = self._scaler()
+        scale = scaler.get_scale() if scaler is not None and self.balancer.needs_after_step else 0.0
+
+        def closure() -> Any:
+            result = None if optimizer_closure is None else optimizer_closure()
+            # Without a label of any task there is no gradient. A scaler refuses that; at None it is left out.
+            nothing = all(p.grad is None for group in optimizer.param_groups for p in group["params"])
+            return None if nothing else result
+
         try:
-            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure if scaler is None else closure)
         finally:
             self._stepping = False
         if self.trainer.world_size > 1:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from mtlbench.lit.module import MultiTaskModule
+
 Run = Callable[..., tuple[Path, dict[str, Any]]]
 
 
@@ -45,3 +47,19 @@ def test_an_overflow_skips_the_step_and_leaves_the_balancer_alone(run: Run) -> N
     assert checkpoint["MixedPrecision"]["scale"] == 2.0**124  # every one of the three steps overflowed
     assert checkpoint["state_dict"]["balancer.weights"].tolist() == [1.0, 1.0]
     assert checkpoint["state_dict"]["balancer.initial_losses"].isnan().all()
+
+
+@pytest.mark.parametrize("balancer", ["equal", "pcgrad", "famo"])
+def test_a_step_without_any_label_is_left_out(run: Run, balancer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    labelled = MultiTaskModule.task_losses
+
+    def losses(self: MultiTaskModule, batch: Any, batch_idx: int, index: int) -> Any:
+        found, counts = labelled(self, batch, batch_idx, index)
+        return found, dict.fromkeys(counts, 0.0) if batch_idx == 1 else counts
+
+    monkeypatch.setattr(MultiTaskModule, "task_losses", losses)
+    run_dir, summary = run("a", *scaler(2.0**9), f"balancer={balancer}", "trainer.max_epochs=1")
+    assert summary["steps"] == 3
+    checkpoint = saved(run_dir)
+    assert checkpoint["MixedPrecision"]["scale"] == 2.0**9
+    assert {state["step"].item() for state in checkpoint["optimizer_states"][0]["state"].values()} == {2}
