@@ -133,6 +133,12 @@ def _make_trainer(cfg: DictConfig, run_dir: Path, recorder: Recorder) -> Any:
         loggers.append(instantiate(node, **extra))
     quiet()
     trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, default_root_dir=str(run_dir))
+    precision = cfg.trainer.get("precision")
+    if str(precision) in ("16-mixed", "16") and trainer.strategy.root_device.type == "cpu":
+        raise ValueError(
+            f"trainer.precision={precision}: float16 is for GPUs, and this run is on the CPU, where Lightning would "
+            "take bfloat16 in its place. Say trainer.precision=bf16-mixed."
+        )
     for logger in trainer.loggers:
         logger.log_hyperparams(plain(cfg))
     return trainer

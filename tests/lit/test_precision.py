@@ -63,3 +63,8 @@ def test_a_step_without_any_label_is_left_out(run: Run, balancer: str, monkeypat
     checkpoint = saved(run_dir)
     assert checkpoint["MixedPrecision"]["scale"] == 2.0**9
     assert {state["step"].item() for state in checkpoint["optimizer_states"][0]["state"].values()} == {2}
+
+
+def test_float16_is_refused_on_a_cpu(run: Run) -> None:
+    with pytest.raises(ValueError, match=r"Say trainer\.precision=bf16-mixed"):
+        run("a", "trainer.precision=16-mixed")
