@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 log = logging.getLogger(__name__)
+_held: set[Path] = set()  # by this process
 
 
 @contextmanager
@@ -34,4 +35,22 @@ def alone(run_dir: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        yield
+        _held.add(run_dir.resolve())
+        try:
+            yield
+        finally:
+            _held.remove(run_dir.resolve())
+
+
+def abandoned(run_dir: Path) -> bool:
+    """Whether the process that trained here is gone; False where that cannot be told, as on another machine."""
+    if run_dir.resolve() in _held:  # closing the file would release the lock
+        return False
+    try:
+        with (run_dir / ".lock").open(encoding="utf-8") as file:
+            if file.read().rpartition(" on ")[2] != socket.gethostname():
+                return False
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:  # somebody holds it, or there is none
+        return False
+    return True

@@ -25,7 +25,7 @@ class Problem:
     benchmark: str
     label: str
     seed: int | None
-    status: str  # running, failed, interrupted, unreadable, missing, duplicate
+    status: str  # running, killed, failed, interrupted, unreadable, missing, duplicate
     reason: str
 
 

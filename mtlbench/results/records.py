@@ -14,10 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mtlbench.lock import abandoned
+
 FORMAT = 1
 SUMMARY, CONFIG, CURVES, PREDICTIONS = "summary.json", "config.yaml", "metrics.csv", "predictions.parquet"
 STATUSES = ("finished", "running", "failed", "interrupted")  # what training writes
-# Reading adds: `unreadable` (there is a run, its record is broken or absent), `missing` (no such directory).
+# Reading adds: `killed` (it says running, and its process is gone), `unreadable` (there is a run, its record is broken
+# or absent), `missing` (no such directory).
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,8 @@ def _parse(path: Path, summary: dict[str, Any]) -> Run:
     status = summary["status"]
     if status not in STATUSES:
         raise ValueError(f"status {status!r}, expected one of {', '.join(STATUSES)}")
+    if status == "running" and abandoned(path):
+        status = "killed"
     tasks = tuple(
         Task(name, task["dataset"], task["type"], task["primary"], _directions(task["metrics"]))
         for name, task in (summary.get("tasks") or {}).items()
@@ -192,8 +197,11 @@ def _reason(status: str, summary: Mapping[str, Any]) -> str:
     error = str(summary.get("error") or "").strip()
     if error:
         return error.splitlines()[-1]
+    started = f"started {summary.get('started') or 'at an unknown time'}"
+    if status == "killed":
+        return f"{started}, and its process is gone: the same command goes on from the last checkpoint"
     if status == "running":
-        return f"started {summary.get('started') or 'at an unknown time'}, no end recorded: still running, or killed"
+        return f"{started}, no end recorded: still running, or killed"
     return "no error was recorded"
 
 
