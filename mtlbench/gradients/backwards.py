@@ -173,7 +173,7 @@ class Backwards:
                 allow_unused=True,
             )
         except RuntimeError as error:
-            error.add_note("A backward of several tasks at once: a hook that reads numbers needs route='sequential'.")
+            error.add_note("A backward of several tasks at once: hooks that read numbers need engine.route=sequential.")
             raise
         return tasks, grads
 

@@ -99,7 +99,7 @@ class GradientEngine:
                 f"{name} takes {balancer.num_batches} batches a step; the engine gives one, or three to a Weighting."
             )
         if heads == "weighted" and isinstance(balancer, Aggregator):
-            raise ValueError(f"heads='weighted' needs task weights, and {name} has none; say heads='raw'.")
+            raise ValueError(f"engine.heads=weighted needs task weights, and {name} has none; say engine.heads=raw.")
         self.balancer = balancer
         self.tasks = tuple(tasks)
         self.shared = partition.parameters(shared)
@@ -125,11 +125,11 @@ class GradientEngine:
         place = balancer.measure if measure is None else measure
         self._measure = Measure(shared, groups=self._groups, place=place, num_tasks=len(tasks), ranks=self._ranks)
         if by_layer and not self._measure.everywhere:
-            raise ValueError(f"{name} weighs each layer by itself and so needs measure='parameters'.")
+            raise ValueError(f"{name} weighs each layer by itself and so needs engine.measure=parameters.")
         if self._measure.features and balancer.num_batches > 1:
             raise ValueError(
                 f"{name} compares the gradients of several batches, and features of different examples have "
-                "nothing to compare: say measure='parameters'."
+                "nothing to compare: say engine.measure=parameters."
             )
         self._by_layers = isinstance(balancer, Weighting) and balancer.num_batches == 1 and not self._measure.features
         self._layers()
@@ -160,8 +160,8 @@ class GradientEngine:
         halves = bool(self.shared) and self.shared[0].dtype not in (torch.float32, torch.float64)
         if self.route not in ("auto", "sequential") and (halves or not self._by_layers):
             raise ValueError(
-                f"route={self.route!r} serves a Weighting of one batch measured at shared parameters, in float32 or "
-                f"float64; here {type(self.balancer).__name__} asks for something else. Say route='auto'."
+                f"engine.route={self.route} serves a Weighting of one batch measured at shared parameters, in float32 or "
+                f"float64; here {type(self.balancer).__name__} asks for something else. Say engine.route=auto."
             )
         return self._by_layers and not halves and self.route != "sequential"
 
@@ -284,13 +284,13 @@ class GradientEngine:
         if self.route not in ("auto", "sequential") and (several or not alone):
             given = "several micro-batches" if several else "several ranks"
             raise ValueError(
-                f"route={self.route!r} takes one micro-batch a step on one process, and here there are {given}, which "
-                "go the sequential one: say route='auto'."
+                f"engine.route={self.route} takes one micro-batch a step on one process, and here there are {given}, "
+                "which go the sequential one: say engine.route=auto."
             )
         if self._refresh.every > 1 and several:
             raise ValueError(
-                f"refresh={self._refresh.every} keeps weights from step to step, and a step of several micro-batches "
-                "asks the balancer each time: say refresh=1."
+                f"engine.refresh={self._refresh.every} keeps weights from step to step, and a step of several "
+                "micro-batches asks the balancer each time: say engine.refresh=1."
             )
 
     def _read(self, losses: Losses | Sequence[Losses], counts: Counts | Sequence[Counts] | None) -> list[MicroBatch]:

@@ -34,8 +34,9 @@ class Features:
         found = members(shared)
         if len(found) != 1 or not isinstance(found[0], nn.Module):
             raise ValueError(
-                f"measure='features' needs one shared module whose output every head reads; got {len(found)} shared "
-                "modules or parameters, so that no tensor is what all tasks share. Say measure='parameters'."
+                f"engine.measure=features needs one shared module whose output every head reads; got {len(found)} "
+                "shared modules or parameters, so that no tensor is what all tasks share. Say "
+                "engine.measure=parameters."
             )
         self._module = found[0]
         self._checked: set[int] = set()
@@ -63,10 +64,10 @@ class Features:
         self.forget()
         if runs != 1:
             raise RuntimeError(
-                f"measure='features' compares the tasks' gradients at one representation, and the shared module ran "
-                f"{runs} times for this step's losses: features of different examples have nothing to compare. "
-                "Make the engine before the first forward, and say measure='parameters' where tasks have batches of "
-                "their own."
+                f"engine.measure=features compares the tasks' gradients at one representation, and the shared module "
+                f"ran {runs} times for this step's losses: features of different examples have nothing to compare. "
+                "Make the engine before the first forward, and say engine.measure=parameters where tasks have batches "
+                "of their own."
             )
         for task, loss in zip(batch.active, batch.losses, strict=True):
             if task not in self._checked and self._check(loss, outputs):
@@ -82,9 +83,9 @@ class Features:
         size = torch.stack([a.norm() for a in straight]).norm()
         if gap > AGREEMENT * size:
             raise RuntimeError(
-                f"measure='features': by way of the shared module's output a task's gradient differs by "
+                f"engine.measure=features: by way of the shared module's output a task's gradient differs by "
                 f"{float(gap / size):.1%} of its norm: the output is not all that the task reads of the shared "
-                "parameters, or parts of it hang on each other. Say measure='parameters'."
+                "parameters, or parts of it hang on each other. Say engine.measure=parameters."
             )
         return bool(gap.isfinite())
 

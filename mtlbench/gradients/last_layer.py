@@ -42,7 +42,7 @@ class LastLayer:
                 self._names |= {m: f"{index}.{name}" for name, m in member.named_modules() if _matrices(m)}
         if not self._names:
             raise ValueError(
-                "measure='last_layer' needs shared modules that own a parameter of two or more dimensions; "
+                "engine.measure=last_layer needs shared modules that own a parameter of two or more dimensions; "
                 "got none. Give the engine modules instead of bare parameters, or measure=<module>."
             )
         self._hooks = [m.register_forward_hook(self._note) for m in self._names]

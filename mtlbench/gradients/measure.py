@@ -91,7 +91,7 @@ class Measure:
             shapes = ", ".join(str(tuple(p.shape)) for p in place)
             raise RuntimeError(
                 f"Gradients are measured at parameters of shapes {shapes}, and none of them trains any more. Make "
-                "the engine anew, or say measure='parameters'."
+                "the engine anew, or say engine.measure=parameters."
             )
         return found
 

@@ -32,9 +32,9 @@ class Refresh:
         plain = type(balancer).transform is Balancer.transform and not balancer.needs_after_step
         if every > 1 and not (one and plain):
             raise ValueError(
-                f"refresh={every} keeps the weights of a Weighting for some steps: one of a single batch, with one "
-                f"weight a task, which sees no more of a step than its Gramian; {type(balancer).__name__} is none. Say "
-                "refresh=1."
+                f"engine.refresh={every} keeps the weights of a Weighting for some steps: one of a single batch, with "
+                f"one weight a task, which sees no more of a step than its Gramian; {type(balancer).__name__} is none. "
+                "Say engine.refresh=1."
             )
 
     def kept(self, active: list[int]) -> Tensor | None:

@@ -101,20 +101,21 @@ class Routes:
                     plan.take(losses.cut, total, parts, keep=losses.again or result.way not in self._verified)
                     return result
         if self._route == "grouped":
-            raise RouteRefusedError(f"route='grouped' can't be taken: {obstacle}. Say route='auto'.")
+            raise RouteRefusedError(f"engine.route=grouped can't be taken: {obstacle}. Say engine.route=auto.")
         return None
 
     def _by_task(self, graph: Graph, losses: Backwards, chosen: Sequence[int]) -> LayerGradients:
         """By one backward for each task, or for each chunk of them."""
         if self._route == "batched" and graph.cut is None:
             raise RouteRefusedError(
-                "route='batched' can't be taken: the losses do not meet in one representation. Say route='auto'."
+                "engine.route=batched can't be taken: the losses do not meet in one representation. Say "
+                "engine.route=auto."
             )
         hooked = [self._names[index] for index in chosen if self._shared[index]._backward_hooks]
         if self._route == "batched" and hooked:
             raise RouteRefusedError(
-                f"route='batched' can't be taken: {hooked[0]} has a hook, which is to see the gradient of one task at "
-                "a time. Say route='auto'."
+                f"engine.route=batched can't be taken: {hooked[0]} has a hook, which is to see the gradient of one "
+                "task at a time. Say engine.route=auto."
             )
         parts = self._divide(graph, losses, chosen, grouped=False)
         # Of few measured parameters there is little to be batched.

@@ -12,8 +12,8 @@ from mtlbench.gradients.layers import LayerGradients
 
 # Hooks on the results of operations can't be seen in the graph.
 MEND = (
-    "Say route='sequential', which any hook on a result of that layer needs; if there is none, report what is special "
-    "about the layer."
+    "Say engine.route=sequential, which any hook on a result of that layer needs; if there is none, report what is "
+    "special about the layer."
 )
 
 
@@ -70,8 +70,9 @@ def verify(
                 return False
             if gap > coarse * norm + fine * total:
                 raise RuntimeError(
-                    f"route={grads.route!r}: the gradient of task {tasks[position]!r} at {names[index]} differs by "
-                    f"{gap / norm if norm else torch.inf:.1e} of its norm from the one that is taken by itself. {MEND}"
+                    f"engine.route={grads.route}: the gradient of task {tasks[position]!r} at {names[index]} differs "
+                    f"by {gap / norm if norm else torch.inf:.1e} of its norm from the one that is taken by "
+                    f"itself. {MEND}"
                 )
             sums[index] = row * sign + sums.get(index, 0.0)
             sizes[index] += abs(sign) * norm
@@ -89,8 +90,8 @@ def verify(
         if gap > coarse * size**2 + fine * whole**2:
             share = gap / size**2 if size else torch.inf
             raise RuntimeError(
-                f"route={grads.route!r}: inner products of the tasks' gradients at {names[part.indices[0]]} differ by "
-                f"{share:.1e} of their size from those of gradients taken by themselves. {MEND}"
+                f"engine.route={grads.route}: inner products of the tasks' gradients at {names[part.indices[0]]} "
+                f"differ by {share:.1e} of their size from those of gradients taken by themselves. {MEND}"
             )
     return True
 

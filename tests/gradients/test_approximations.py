@@ -153,7 +153,7 @@ def test_what_does_not_fit_is_refused(message: str, make: Callable[[Problem], ob
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"refresh": 2}, "refresh=2 keeps weights from step to step"),
-    ({"route": "ghost"}, "route='ghost' takes one micro-batch a step"),
+    ({"route": "ghost"}, "engine.route=ghost takes one micro-batch a step"),
 ])  # fmt: skip
 def test_micro_batches_are_refused(options: dict[str, Any], message: str) -> None:
     problem = Problem()

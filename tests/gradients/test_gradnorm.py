@@ -204,7 +204,7 @@ def test_hooks_on_the_representation(monkeypatch: pytest.MonkeyPatch, trunk: Tru
 
 @pytest.mark.parametrize("trunk", [without_bias, Twice])
 def test_hooks_on_a_products_own_result_are_found_out(trunk: Trunk) -> None:
-    with pytest.raises(RuntimeError, match="Say route='sequential'"):
+    with pytest.raises(RuntimeError, match=r"Say engine\.route=sequential"):
         check(lambda: Hooked(trunk), measure="parameters")
 
 

@@ -58,8 +58,8 @@ def test_a_hook_that_comes_later(route: str) -> None:
 
 
 @pytest.mark.parametrize(("hook", "message"), [
-    (last, "Say route='sequential', which any hook on a result of that layer needs"),
-    (clip, "a hook that reads numbers needs route='sequential'"),
+    (last, "Say engine.route=sequential, which any hook on a result of that layer needs"),
+    (clip, "hooks that read numbers need engine.route=sequential"),
 ])  # fmt: skip
 def test_a_hook_on_a_result_is_refused_with_the_way_out(hook: Callable[[Tensor], Tensor], message: str) -> None:
     setting = Setting(deep, own_rows=False)

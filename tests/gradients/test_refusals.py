@@ -66,7 +66,7 @@ def test_gradients_too_long_to_be_squared() -> None:
             p.encoder, Sum(num_tasks=3, seed=0), tasks=TASKS, private=p.encoder[0])),
         ("none that train", lambda p: GradientEngine([], Inverse(num_tasks=3, seed=0), tasks=TASKS)),
         ("raw|weighted", lambda p: engine_for(p, Inverse, heads="none")),
-        ("heads='weighted'", lambda p: engine_for(p, SignedMean, heads="weighted")),
+        ("engine.heads=weighted", lambda p: engine_for(p, SignedMean, heads="weighted")),
         ("does not look at one", lambda p: engine_for(p, Sum, measure="last_layer")),
         ("all of them shared", lambda p: engine_for(p, Inverse, measure=p.heads["a"])),
         ("measure is", lambda p: engine_for(p, Inverse, measure="heads")),

@@ -328,8 +328,8 @@ def test_gramians_are_exact_in_float32(make: Make, route: str) -> None:
 @pytest.mark.parametrize(("message", "make"), [
     ("route is auto|sequential", lambda p: engine_for(p, Inverse, route="quick")),
     ("chunk at least 1", lambda p: engine_for(p, Inverse, chunk=0)),
-    ("route='ghost' serves a Weighting", lambda p: engine_for(p, Sum, route="ghost")),
-    ("route='grouped' serves a Weighting", lambda p: engine_for(p, Inverse, measure="features", route="grouped")),
+    ("engine.route=ghost serves a Weighting", lambda p: engine_for(p, Sum, route="ghost")),
+    ("engine.route=grouped serves a Weighting", lambda p: engine_for(p, Inverse, measure="features", route="grouped")),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(message: str, make: Callable[[Problem], object]) -> None:
     with pytest.raises(ValueError, match=message.replace("|", r"\|")):
