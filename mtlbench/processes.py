@@ -173,8 +173,9 @@ def free_port() -> int:
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """Until all have ended, or one has failed and the others have had their time."""
     failed: float | None = None
-    while any(process.poll() is None for process in processes):
-        if failed is None and any(process.returncode for process in processes):
+    # All are polled at every turn: one that has ended stays unseen while those before it run.
+    while None in (statuses := [process.poll() for process in processes]):
+        if failed is None and any(statuses):
             failed = time.monotonic()
         if failed is not None and time.monotonic() > failed + GRACE:
             return

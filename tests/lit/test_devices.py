@@ -115,6 +115,15 @@ def test_a_rank_that_answers_no_more_ends_the_run_within_the_timeout(
     assert not lives(pid)
 
 
+def test_a_rank_that_ends_is_seen_while_those_before_it_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "GRACE", 0.5)
+    codes = ("import time; time.sleep(30)", "raise SystemExit(3)")
+    started = [subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) for code in codes]
+    processes._wait(started)
+    assert [process.returncode for process in started] == [None, 3]
+    processes._stop(started)
+
+
 def test_an_error_of_one_rank_is_the_error_of_the_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="rank 1 can't read its data") as caught:
         train(config(*TWO, *accident("raise", tmp_path)), run_dir=tmp_path / "run")
