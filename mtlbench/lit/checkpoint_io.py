@@ -19,7 +19,13 @@ class WholeCheckpoints(TorchCheckpointIO):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".part")
         with partial.open("wb") as file:
-            torch.save(checkpoint, file)
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:
+                refused = error.__context__  # torch tells where in the file it stood, in place of what the disk said
+                if isinstance(refused, OSError):
+                    raise OSError(refused.errno, refused.strerror, str(path)) from error
+                raise
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

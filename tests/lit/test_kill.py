@@ -76,3 +76,16 @@ def test_a_checkpoint_takes_the_place_of_the_last_one_whole(tmp_path: Path, monk
         assert torch.load(before) == {"step": 1}
     assert torch.load(path) == {"step": 2}
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    code = (
+        "import resource, sys, torch\n"
+        "from mtlbench.lit.checkpoint_io import WholeCheckpoints\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "WholeCheckpoints().save_checkpoint({'weights': torch.zeros(20_000)}, sys.argv[1])"
+    )
+    path = tmp_path / "last.ckpt"
+    found = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert found.stderr.splitlines()[-1] == f"OSError: [Errno {errno.EFBIG}] File too large: '{path}'"
+    assert not path.exists()
