@@ -67,9 +67,9 @@ class Ranks:
 
     def scatter(self, rows: Tensor) -> Tensor:
         """(A, P) -> (A, share(P)): this rank's columns of the sum over the ranks, zero where they are padding."""
-        if self.size == 1:
-            return rows
         tasks, columns = rows.shape
+        if self.size == 1 or not columns:
+            return rows
         share = self.share(columns)
         parts = rows.new_zeros(self.size, tasks, share)
         for part, piece in zip(parts, rows.split(share, dim=1), strict=False):
@@ -80,7 +80,7 @@ class Ranks:
 
     def gather(self, part: Tensor, columns: int) -> Tensor:
         """(share(P),) of every rank -> (P,)."""
-        if self.size == 1:
+        if self.size == 1 or not columns:
             return part
         parts = part.new_empty(self.size * len(part))
         dist.all_gather_single(parts, part, group=self._group)

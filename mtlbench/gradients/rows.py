@@ -180,7 +180,8 @@ class Rows:
         """The direction (P,), or this rank's columns of it: each parameter's rows with its group's weights (G, A)."""
         weights = weights.to(jacobian)
         blocks = jacobian.split(self._pieces()[1], dim=1)
-        return torch.cat([weights[group or 0] @ b for group, b in zip(self._of_pieces(groups), blocks, strict=True)])
+        parts = [weights[group or 0] @ b for group, b in zip(self._of_pieces(groups), blocks, strict=True)]
+        return torch.cat(parts or [jacobian.new_empty(0)])  # nothing is shared: independent networks
 
     def norm(self, direction: Tensor) -> float:
         """Of a direction's columns on all ranks."""

@@ -71,6 +71,7 @@ CASES = [
     digits("modo", batch_size=16),
     digits("independent", "callbacks.per_task.patience=1", "trainer.max_epochs=4", "optimizer.lr=0.01"),
     digits("cagrad", "trainer.accumulate_grad_batches=2", "engine.normalize=match_equal", name="accumulated"),
+    digits("independent", "trainer.accumulate_grad_batches=2", name="apart and accumulated"),
     digits("imtl", "loss_scale=initial", "callbacks=early_stopping", name="scaled by initial losses"),
     Case("float32", (*DIGITS, "balancer=pcgrad"), tolerance=1e-6),
     Case("bf16", (*DIGITS, "balancer=mgda", "trainer.precision=bf16-mixed"), tolerance=2e-2),

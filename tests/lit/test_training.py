@@ -59,7 +59,7 @@ def test_the_score_is_0_for_the_trivial_predictor_and_1_for_a_perfect_one(run: R
     assert summary["val"]["score"] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("balancer", ["equal", "uncertainty", "gradnorm", "pcgrad", "cagrad"])
+@pytest.mark.parametrize("balancer", ["equal", "uncertainty", "gradnorm", "pcgrad", "cagrad", "independent"])
 def test_four_micro_batches_equal_one_batch(run: Run, balancer: str) -> None:
     shared = (f"balancer={balancer}", "trainer.precision=64-true", "trainer.gradient_clip_val=0.5")
     whole, one = run("whole", *shared, "data.batch_size=32")
