@@ -61,7 +61,9 @@ def git_state() -> dict[str, Any] | None:
     try:
         if not git("ls-files", "--", __file__):
             return None  # installed into somebody else's repository
-        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        # Without the lock that `status` takes to refresh the index: one who commits while runs start would meet it.
+        dirty = git("--no-optional-locks", "status", "--porcelain")
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(dirty)}
     except (OSError, subprocess.CalledProcessError):
         return None
 
