@@ -160,8 +160,8 @@ class GradientEngine:
         halves = bool(self.shared) and self.shared[0].dtype not in (torch.float32, torch.float64)
         if self.route not in ("auto", "sequential") and (halves or not self._by_layers):
             raise ValueError(
-                f"engine.route={self.route} serves a Weighting of one batch measured at shared parameters, in float32 or "
-                f"float64; here {type(self.balancer).__name__} asks for something else. Say engine.route=auto."
+                f"engine.route={self.route} serves a Weighting of one batch measured at shared parameters, in float32 "
+                f"or float64; here {type(self.balancer).__name__} asks for something else. Say engine.route=auto."
             )
         return self._by_layers and not halves and self.route != "sequential"
 
