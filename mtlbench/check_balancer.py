@@ -8,9 +8,10 @@ from typing import Any
 from mtlbench import source
 
 # The engine's options that are for one kind of balancer, with the values at which they ask nothing of it.
-FOR_WEIGHTINGS = {"measure": (None,), "route": ("auto", "sequential"), "refresh": (1,)}
-# Those that are for steps of one batch.
-FOR_ONE_BATCH = ("route", "refresh")
+FOR_WEIGHTINGS = {"measure": (None,), "route": ("auto", "sequential"), "refresh": (1,), "products": ("exact",)}
+# Those that are for steps of one batch, and for one device.
+FOR_ONE_BATCH = ("route", "refresh", "products")
+FOR_ONE_DEVICE = ("route", "products")
 
 
 def check_balancer(
@@ -54,9 +55,10 @@ def check_balancer(
                 f"engine.{key}={given} with trainer.accumulate_grad_batches={accumulated}: it is for steps of one "
                 "batch. Leave one of the two out."
             )
-    if engine.get("route", "auto") not in FOR_WEIGHTINGS["route"] and devices > 1:
-        raise ValueError(
-            f"engine.route={engine['route']} on {devices} devices, which go the sequential way. Say engine.route=auto."
-        )
+        if key in FOR_ONE_DEVICE and devices > 1:
+            raise ValueError(
+                f"engine.{key}={given} on {devices} devices, which go the sequential way. Say "
+                f"engine.{key}={nothing[0]}."
+            )
     if kind == "Aggregator" and engine.get("heads") == "weighted":
         raise ValueError(f"{name} is an Aggregator, which has no task weights. Say engine.heads=raw.")

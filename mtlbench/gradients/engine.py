@@ -54,7 +54,8 @@ class GradientEngine:
         refresh: approximates where above 1: the balancer is asked at every so many steps, and in between its last
             weights act once more, at the cost of equal weighting.
         products: `bfloat16` approximates the inner products of layers that are kept as factors, by some 4e-3 of the
-            gradients' norms; the direction is exact for the weights that come of it.
+            gradients' norms; the direction is exact for the weights that come of it. For one micro-batch a step on
+            one process.
         route: how the task gradients are taken; all ways give the same. `auto`: the cheapest by counted cost.
             `sequential`: one backward for each task, its rows in one T x P matrix. `ghost`: the same, but where a
             layer's gradients are cheaper in another form, its rows are never there. `batched`: one backward for
@@ -111,7 +112,9 @@ class GradientEngine:
             partition.check_dense(shared, name)
         if products not in ("exact", "bfloat16"):
             raise ValueError(f"products is exact|bfloat16; got {products!r}.")
-        self.heads, self.normalize, self.route = heads, normalize, route
+        if products != "exact" and not isinstance(balancer, Weighting):
+            raise ValueError(f"products says how a Gramian is taken, and {name} does not look at one.")
+        self.heads, self.normalize, self.route, self.products = heads, normalize, route, products
         self._refresh = Refresh(balancer, refresh)
         self.step = 0  # named in errors; to be set after a restart
         device = next((p.device for p in (*self.shared, *self.private)), torch.device("cpu"))
@@ -281,11 +284,16 @@ class GradientEngine:
         return record
 
     def _refuse(self, *, several: bool, alone: bool) -> None:
+        given = "several micro-batches" if several else "several ranks"
         if self.route not in ("auto", "sequential") and (several or not alone):
-            given = "several micro-batches" if several else "several ranks"
             raise ValueError(
                 f"engine.route={self.route} takes one micro-batch a step on one process, and here there are {given}, "
                 "which go the sequential one: say engine.route=auto."
+            )
+        if self.products != "exact" and (several or not alone):
+            raise ValueError(
+                f"engine.products={self.products} takes one micro-batch a step on one process, and here there are "
+                f"{given}, whose products are exact: say engine.products=exact."
             )
         if self._refresh.every > 1 and several:
             raise ValueError(

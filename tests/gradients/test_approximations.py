@@ -145,6 +145,7 @@ def test_products_in_bfloat16(kind: Any) -> None:
     ("InverseByLayer is none", lambda p: engine_for(p, InverseByLayer, refresh=2)),
     ("LogInverse is none", lambda p: engine_for(p, LogInverse, refresh=2)),
     ("products is exact|bfloat16", lambda p: engine_for(p, Inverse, products="half")),
+    ("Sum does not look at one", lambda p: engine_for(p, Sum, products="bfloat16")),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(message: str, make: Callable[[Problem], object]) -> None:
     with pytest.raises(ValueError, match=message.replace("|", r"\|")):
@@ -154,6 +155,7 @@ def test_what_does_not_fit_is_refused(message: str, make: Callable[[Problem], ob
 @pytest.mark.parametrize(("options", "message"), [
     ({"refresh": 2}, "refresh=2 keeps weights from step to step"),
     ({"route": "ghost"}, "engine.route=ghost takes one micro-batch a step"),
+    ({"products": "bfloat16"}, "engine.products=bfloat16 takes one micro-batch a step"),
 ])  # fmt: skip
 def test_micro_batches_are_refused(options: dict[str, Any], message: str) -> None:
     problem = Problem()
