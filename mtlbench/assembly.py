@@ -17,6 +17,7 @@ from mtlbench.data.names import choose
 from mtlbench.data.nodes import check_dataset
 from mtlbench.data.sources import read_source
 from mtlbench.data.tables import Data, InputSpec, TaskInfo
+from mtlbench.gradients.options import Options
 from mtlbench.lit.datamodule import MultiTaskDataModule
 from mtlbench.lit.evaluation import whole
 from mtlbench.lit.module import MultiTaskModule
@@ -42,7 +43,8 @@ def set_up(cfg: DictConfig, *, ranks: int = 1) -> SetUp:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     nodes = choose(plain(cfg.benchmark.tasks), None if cfg.tasks is None else list(cfg.tasks))
-    _make_balancer(cfg, [TaskSpec(name, node.type) for name, node in nodes.items()])  # a wrong option, before the data
+    balancer = _make_balancer(cfg, [TaskSpec(name, node.type) for name, node in nodes.items()])
+    Options(**plain(cfg.engine)).check(balancer)  # both options are told before the data are read
     data = load_data(cfg)
     targets = {dataset: whole(split) for dataset, split in data.splits["train"].items()}
     tasks = [_make_task(cfg, info, targets[info.dataset][name]) for name, info in data.tasks.items()]

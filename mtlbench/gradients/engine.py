@@ -17,11 +17,12 @@ from mtlbench.gradients.batches import BatchRows
 from mtlbench.gradients.features import FeatureRows, Features
 from mtlbench.gradients.losses import MicroBatch, read
 from mtlbench.gradients.measure import Measure, Where
+from mtlbench.gradients.options import Options
 from mtlbench.gradients.partition import Modules
 from mtlbench.gradients.ranks import Ranks
 from mtlbench.gradients.record import BalanceRecord
 from mtlbench.gradients.refresh import Refresh
-from mtlbench.gradients.routes import ROUTES, Route, Routes
+from mtlbench.gradients.routes import Route, Routes
 from mtlbench.gradients.rows import Rows
 from mtlbench.gradients.ways import Ways
 from mtlbench.gradients.writing import refuse_non_finite
@@ -91,16 +92,16 @@ class GradientEngine:
         name = type(balancer).__name__
         if len(set(tasks)) != len(tasks) or len(tasks) != balancer.num_tasks:
             raise ValueError(f"{name} was made for {balancer.num_tasks} tasks; got the names {list(tasks)}.")
-        if heads not in ("raw", "weighted") or normalize not in ("none", "match_equal"):
-            raise ValueError(f"heads is raw|weighted and normalize none|match_equal; got {heads!r} and {normalize!r}.")
-        if route not in ROUTES or (chunk is not None and chunk < 1):
-            raise ValueError(f"route is {'|'.join(ROUTES)} and chunk at least 1; got {route!r} and {chunk}.")
-        if balancer.num_batches not in (1, 3) or (balancer.num_batches == 3 and not isinstance(balancer, Weighting)):
-            raise ValueError(
-                f"{name} takes {balancer.num_batches} batches a step; the engine gives one, or three to a Weighting."
-            )
-        if heads == "weighted" and isinstance(balancer, Aggregator):
-            raise ValueError(f"engine.heads=weighted needs task weights, and {name} has none; say engine.heads=raw.")
+        self.options = Options(
+            measure=measure,
+            heads=heads,
+            normalize=normalize,
+            refresh=refresh,
+            products=products,
+            route=route,
+            chunk=chunk,
+        )
+        self.options.check(balancer)
         self.balancer = balancer
         self.tasks = tuple(tasks)
         self.shared = partition.parameters(shared)
@@ -110,30 +111,16 @@ class GradientEngine:
             raise ValueError(f"{name} balances shared parameters, and there are none that train.")
         if not isinstance(balancer, Scalarizer):
             partition.check_dense(shared, name)
-        if products not in ("exact", "bfloat16"):
-            raise ValueError(f"products is exact|bfloat16; got {products!r}.")
-        if products != "exact" and not isinstance(balancer, Weighting):
-            raise ValueError(f"products says how a Gramian is taken, and {name} does not look at one.")
-        self.heads, self.normalize, self.route, self.products = heads, normalize, route, products
-        self._refresh = Refresh(balancer, refresh)
+        self._refresh = Refresh(refresh)
         self.step = 0  # named in errors; to be set after a restart
         device = next((p.device for p in (*self.shared, *self.private)), torch.device("cpu"))
         self._ranks = Ranks(process_group, device=device)
         self._rows: Rows | None = None  # the step's micro-batches so far
         self._batch_rows: BatchRows | None = None  # the same of several batches
-        by_layer = isinstance(balancer, Weighting) and balancer.groups == "layer"
-        self._groups = partition.layer_groups(shared, self.shared) if by_layer else [0] * len(self.shared)
-        if measure is not None and not isinstance(balancer, Weighting):
-            raise ValueError(f"measure says where a Gramian is taken, and {name} does not look at one.")
+        by_group = isinstance(balancer, Weighting) and balancer.groups == "layer"
+        self._groups = partition.layer_groups(shared, self.shared) if by_group else [0] * len(self.shared)
         place = balancer.measure if measure is None else measure
         self._measure = Measure(shared, groups=self._groups, place=place, num_tasks=len(tasks), ranks=self._ranks)
-        if by_layer and not self._measure.everywhere:
-            raise ValueError(f"{name} weighs each layer by itself and so needs engine.measure=parameters.")
-        if self._measure.features and balancer.num_batches > 1:
-            raise ValueError(
-                f"{name} compares the gradients of several batches, and features of different examples have "
-                "nothing to compare: say engine.measure=parameters."
-            )
         self._by_layers = isinstance(balancer, Weighting) and balancer.num_batches == 1 and not self._measure.features
         self._layers()
         self._ways = Ways(
@@ -161,12 +148,9 @@ class GradientEngine:
     def _layers(self) -> bool:
         """Whether a step goes layer by layer. Asked at each: Lightning casts a model once the engine is made."""
         halves = bool(self.shared) and self.shared[0].dtype not in (torch.float32, torch.float64)
-        if self.route not in ("auto", "sequential") and (halves or not self._by_layers):
-            raise ValueError(
-                f"engine.route={self.route} serves a Weighting of one batch measured at shared parameters, in float32 "
-                f"or float64; here {type(self.balancer).__name__} asks for something else. Say engine.route=auto."
-            )
-        return self._by_layers and not halves and self.route != "sequential"
+        if self.options.forced and halves:
+            raise ValueError(self.options.no_route(self.balancer))
+        return self._by_layers and not halves and self.options.route != "sequential"
 
     def close(self) -> None:
         """Removes the hooks that a measure may have put on shared modules."""
@@ -241,7 +225,7 @@ class GradientEngine:
             if not scaled and one.totals.bad is not None:
                 refuse_non_finite("loss", one.totals.bad, tasks=self.tasks, step=self.step)
         batch, totals = batches[0], batches[0].totals
-        self._refuse(several=accumulate or self._rows is not None, alone=batch.alone)
+        self.options.check_step(several=accumulate or self._rows is not None, alone=batch.alone)
         kept = self._refresh.kept(totals.active)
         before = copy.deepcopy(self.balancer.state_dict()) if scaled and not accumulate else None
         if len(batches) > 1:
@@ -282,24 +266,6 @@ class GradientEngine:
         self.step += 1
         self._refresh.see(record, totals.active)
         return record
-
-    def _refuse(self, *, several: bool, alone: bool) -> None:
-        given = "several micro-batches" if several else "several ranks"
-        if self.route not in ("auto", "sequential") and (several or not alone):
-            raise ValueError(
-                f"engine.route={self.route} takes one micro-batch a step on one process, and here there are {given}, "
-                "which go the sequential one: say engine.route=auto."
-            )
-        if self.products != "exact" and (several or not alone):
-            raise ValueError(
-                f"engine.products={self.products} takes one micro-batch a step on one process, and here there are "
-                f"{given}, whose products are exact: say engine.products=exact."
-            )
-        if self._refresh.every > 1 and several:
-            raise ValueError(
-                f"engine.refresh={self._refresh.every} keeps weights from step to step, and a step of several "
-                "micro-batches asks the balancer each time: say engine.refresh=1."
-            )
 
     def _read(self, losses: Losses | Sequence[Losses], counts: Counts | Sequence[Counts] | None) -> list[MicroBatch]:
         """The batches of the step, one unless the balancer takes more."""

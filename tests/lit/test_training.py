@@ -11,8 +11,10 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from lightning.pytorch.strategies import DDPStrategy
 
+from mtlbench import assembly
 from mtlbench.lit.devices import make_trainer
 from mtlbench.lit.module import MultiTaskModule
 from mtlbench.results.records import read_summary
@@ -47,12 +49,24 @@ def test_what_a_run_leaves_behind(run: Run) -> None:
     assert summary["val"]["score"] == pytest.approx(summary["selected"]["value"], abs=1e-6)
 
 
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["balancer=cagrad", "balancer.c=-1"], "c must be a finite number of at least 0"),
+    (["balancer=modo", "engine.refresh=2"], r"engine.refresh=2 keeps the weights .* MoDo is none"),
+    (["balancer=pcgrad", "engine.measure=features", "engine.route=ghost"], "engine.route=ghost serves"),
+])  # fmt: skip
+def test_wrong_options_are_told_before_the_data_are_read(
+    overrides: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assembly, "load_data", lambda cfg: pytest.fail("the data were read"))
+    with pytest.raises((ValueError, InstantiationException), match=message):
+        assembly.set_up(config(*overrides))
+
+
 def test_the_score_is_0_for_the_trivial_predictor_and_1_for_a_perfect_one(run: Run) -> None:
     _, summary = run("a", "optimizer.lr=0", "trainer.max_epochs=1", "tasks=[left]")
-    from mtlbench.assembly import load_data
     from mtlbench.lit.evaluation import whole
 
-    data = load_data(config("tasks=[left]"))
+    data = assembly.load_data(config("tasks=[left]"))
     train_left, val_left = (whole(data.splits[split]["digits"])["left"] for split in ("train", "val"))
     trivial = (val_left == train_left.mode().values).double().mean().item()
     expected = (summary["val"]["left/accuracy"] - trivial) / (1 - trivial)
