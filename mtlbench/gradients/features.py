@@ -62,6 +62,8 @@ class Features:
         """
         runs, outputs = self._runs, self._outputs
         self.forget()
+        if not batch.losses:  # other ranks have some; here the module need not have run
+            return [next(self._module.parameters()).new_empty(0)]
         if runs != 1:
             raise RuntimeError(
                 f"engine.measure=features compares the tasks' gradients at one representation, and the shared module "

@@ -271,3 +271,32 @@ def test_all_ranks_raise_or_skip_together(tmp_path: Path) -> None:
     ]
     loss, gradient = (f"Non-finite {what} of task b at step" for what in ("loss", "gradient"))
     assert first[3:] == 2 * [f"{loss} 0 on rank 1", "skipped", f"{gradient} 1"]
+
+
+# ---------------------------------------------------------------- a rank without a batch
+
+
+def at_features(rank: int, *, size: int) -> list[Any]:
+    """Two steps of which the last rank, where there are several, has no rows: its modules do not run."""
+    net, batch, found = Net(torch.float64), batches(torch.float64)[0], []
+    engine = GradientEngine(net.encoder, build("mgda", 3), tasks=TASKS, private=net.heads, measure="features")
+    for micro in (1, 2):
+        for part in range(micro):
+            losses, counts = ({}, {}) if rank == size - 1 > 0 else net.losses(batch.rows(6 * part, 6 * part + 6))
+            record = engine.backward(losses, counts=counts, accumulate=part + 1 < micro)
+        assert record is not None
+        found += [*record[:3], *(p.grad for p in net.parameters())]
+    return found
+
+
+def without_rows(rank: int, size: int, folder: str) -> None:
+    meet(rank, size, folder)
+    torch.save(at_features(rank, size=size), Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_a_rank_without_rows_has_no_features(tmp_path: Path) -> None:
+    mp.spawn(without_rows, args=(2, str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
+        torch.testing.assert_close(found, at_features(0, size=1), rtol=1e-12, atol=1e-12)
