@@ -84,7 +84,7 @@ class Rows:
         dtype = torch.promote_types(like.dtype, torch.float32)
         self._jacobian = torch.zeros(num_tasks, sum(self._sizes), dtype=dtype, device=like.device)
         self._private: list[dict[int, Tensor]] = [{} for _ in range(num_tasks)]
-        self._reached = [False] * len(shared)
+        self._reached = torch.zeros(num_tasks, len(shared), dtype=torch.bool)
         self.sums = torch.zeros(num_tasks, dtype=torch.float64)
         self.counts = torch.zeros(num_tasks, dtype=torch.float64)
 
@@ -104,7 +104,7 @@ class Rows:
 
     def _add_row(self, task: int, grads: Sequence[Tensor | None]) -> None:
         shared, private = grads[: len(self._shared)], grads[len(self._shared) :]
-        self._reached = [old or g is not None for old, g in zip(self._reached, shared, strict=True)]
+        self._reached[task] |= torch.tensor([grad is not None for grad in shared], dtype=torch.bool)
         for column, grad in zip(self._jacobian[task].split(self._sizes), shared, strict=True):
             if grad is not None and self._filled[task]:
                 column += grad.reshape(-1)
@@ -193,11 +193,11 @@ class Rows:
         infinite = ~jacobian.isfinite().all(dim=1)
         return self._ranks.sum(infinite.to("cpu", torch.int32)) == 0
 
-    def write(self, direction: Tensor) -> None:
-        """Writes the direction (P,) to the shared parameters' `.grad`; None where no task reaches."""
+    def write(self, direction: Tensor, active: list[int]) -> None:
+        """Writes the direction (P,) to the shared parameters' `.grad`; None where none of its tasks reaches."""
         if self._columns == "part":
             direction = self._ranks.gather(direction, sum(self._sizes))
-        reached = (self._ranks.sum(torch.tensor(self._reached, dtype=torch.int32)) > 0).tolist()
+        reached = (self._ranks.sum(self._reached[active].sum(0)) > 0).tolist()
         for p, column, found in zip(self._shared, direction.split(self._sizes), reached, strict=True):
             p.grad = column.view_as(p).to(p.dtype) if found else None
 

@@ -254,7 +254,7 @@ class Ways:
     def _write_rows(self, rows: Rows, direction: Tensor, grads: TaskGradients, weights: Tensor | None) -> None:
         if self._match:
             direction = direction * ratio(rows.norm(grads.jacobian.sum(0)), rows.norm(direction))
-        rows.write(direction)
+        rows.write(direction, grads.active)
         self._write_private(grads.private, weights)
 
     def _write_private(self, rows: Sequence[dict[int, Tensor]], weights: Tensor | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtlbench.balancing.base import Weighting
 from mtlbench.gradients import BalanceRecord, GradientEngine
@@ -160,6 +160,18 @@ def test_a_task_without_labels_in_one_of_the_batches_is_left_out() -> None:
     mask[PARTS[0], 0] = mask[PARTS[2], 2] = False
     assert step(engine_for(problem), problem, mask).status == "skipped"
     assert all(g is None for g in problem.grads())
+
+
+def test_what_only_a_task_that_is_left_out_reaches_gets_no_gradient() -> None:
+    """Not zeros, which momentum and weight decay would act on."""
+    torch.manual_seed(0)
+    shared, more = nn.Linear(2, 2), nn.Linear(2, 1)
+    engine = GradientEngine([shared, more], Crossed(num_tasks=2, seed=0), tasks=("a", "b"))
+    batches = [{"a": (z := shared(torch.randn(3, 2))).square().mean(), "b": more(z).mean()} for _ in range(3)]
+    del batches[0]["b"]
+    engine.backward(batches)
+    assert shared.weight.grad is not None
+    assert more.weight.grad is more.bias.grad is None
 
 
 def test_a_bad_number_in_any_batch_raises_or_skips() -> None:
