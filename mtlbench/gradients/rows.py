@@ -77,7 +77,6 @@ class Rows:
         self._shared, self._inputs, self._weigh = shared, [*shared, *private], weigh
         self._ranks, self._columns = ranks, columns
         self._sizes = [p.numel() for p in shared]
-        self._filled = [False] * num_tasks
         like = shared[0] if shared else torch.empty(0)
         self.device = like.device
         # Features may come in half precision, too coarse for inner products.
@@ -91,30 +90,34 @@ class Rows:
     def add(self, batch: MicroBatch, factor: float, *, retain_graph: bool = False) -> None:
         """One backward for each active task, from its loss times `factor`."""
         totals = batch.totals
-        counts = totals.counts if self._weigh else torch.ones_like(totals.counts)
+        counts = torch.ones_like(totals.counts)
+        sizes, parts = torch.ones_like(batch.counts), batch.mine(counts)
+        if self._weigh:  # of the gradients, not on a loss: in half precision that would be rounded, or infinite
+            counts, sizes, parts = totals.counts, batch.counts, sizes
         self.sums[totals.active] += counts * totals.means
         self.counts[totals.active] += counts
-        # In the losses' type, where a scaler's scale times counts may be infinite: the step is skipped.
-        scales = (factor * batch.mine(counts)).to(batch.stacked.dtype).tolist()
+        # In the losses' type, where a scaler's scale may be infinite: the step is skipped.
+        scales = (factor * parts).to(batch.stacked.dtype).tolist()
         for position, (task, loss) in enumerate(zip(batch.active, batch.losses, strict=True)):
             retain = retain_graph or position + 1 < len(batch.losses)
             cotangent = torch.full_like(loss, scales[position])
             take = partial(torch.autograd.grad, loss, grad_outputs=cotangent, retain_graph=retain, allow_unused=True)
-            self._add_row(task, of_training(self._inputs, take))
+            self._add_row(task, of_training(self._inputs, take), float(sizes[position]))
 
-    def _add_row(self, task: int, grads: Sequence[Tensor | None]) -> None:
+    def _add_row(self, task: int, grads: Sequence[Tensor | None], size: float) -> None:
         shared, private = grads[: len(self._shared)], grads[len(self._shared) :]
         self._reached[task] |= torch.tensor([grad is not None for grad in shared], dtype=torch.bool)
         for column, grad in zip(self._jacobian[task].split(self._sizes), shared, strict=True):
-            if grad is not None and self._filled[task]:
-                column += grad.reshape(-1)
+            if grad is not None and self._weigh:
+                column.add_(grad.reshape(-1), alpha=size)
             elif grad is not None:
                 column.copy_(grad.reshape(-1))
         sums = self._private[task]
         for index, grad in enumerate(private):
+            if grad is not None and self._weigh:
+                grad = grad.to(torch.promote_types(grad.dtype, torch.float32)) * size
             if grad is not None:
                 sums[index] = sums[index] + grad if index in sums else grad
-        self._filled[task] = True
 
     @property
     def active(self) -> list[int]:
@@ -123,7 +126,7 @@ class Rows:
 
     def jacobian_of(self, active: list[int]) -> Tensor:
         """(A, P) mean gradients of some tasks that have a row, or this rank's columns of them."""
-        rows = self._jacobian if len(active) == len(self._filled) else self._jacobian[active]
+        rows = self._jacobian if len(active) == len(self._jacobian) else self._jacobian[active]
         if self._columns == "part":
             rows = self._ranks.scatter(rows)
         elif self._columns == "all":

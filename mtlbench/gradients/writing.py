@@ -28,7 +28,9 @@ def write_private(
             grad = grad if factor == 1.0 else grad * factor
             old = sums[index]
             sums[index] = grad if old is None else old + grad
-    write(private, ranks.sum_found(sums, private))
+    # Sums over micro-batches are in float32 where parameters are in half precision.
+    grads = [grad if grad is None else grad.to(p.dtype) for grad, p in zip(sums, private, strict=True)]
+    write(private, ranks.sum_found(grads, private))
 
 
 def write(parameters: Sequence[nn.Parameter], grads: Sequence[Tensor | None]) -> None:

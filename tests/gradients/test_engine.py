@@ -286,3 +286,24 @@ def test_match_equal_where_no_loss_reaches_what_is_shared(kind: type[Balancer]) 
     assert record is not None and record.status == "solved"
     assert all(p.grad is None for p in problem.encoder.parameters())
     assert all(problem.heads[name].weight.grad is not None for name in TASKS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", [Sum, Inverse, SignedMean])
+def test_large_counts_with_half_precision(kind: type[Balancer], dtype: torch.dtype) -> None:
+    """70000 is infinite in float16, and one more than 256 is none in bfloat16."""
+    grads = []
+    for other in (dtype, torch.float64):
+        problem = Problem()
+        for values in (problem.encoder, problem.heads):
+            values.to(dtype).to(other)
+        problem.x, problem.y = problem.x.to(dtype).to(other), problem.y.to(dtype).to(other)
+        engine = engine_for(problem, kind)
+        for part, count in ((slice(0, 5), 257.0), (slice(5, 12), 70000.0)):
+            counts = dict.fromkeys(TASKS, count)
+            record = engine.backward(problem.losses(part)[0], counts=counts, accumulate=part.stop < 12)
+        assert record is not None and record.status == "solved"
+        grads.append([g.double() for g in problem.grads() if g is not None])
+        assert all(g is not None and g.dtype == other for g in problem.grads())
+    for half, exact in zip(*grads, strict=True):
+        assert (half - exact).norm() <= 8 * torch.finfo(dtype).eps * exact.norm()
