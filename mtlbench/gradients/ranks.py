@@ -90,7 +90,9 @@ class Ranks:
         """The sums over the ranks that have one; None where none has. `like` gives shapes and types."""
         if self.size == 1:
             return list(grads)
-        found = self.sum(torch.tensor([grad is not None for grad in grads], dtype=torch.int32))
+        # A sparse one, which other ranks may lack, counts for more than all dense ones together.
+        ones = [0 if grad is None else self.size + 1 if grad.is_sparse else 1 for grad in grads]
+        found = self.sum(torch.tensor(ones, dtype=torch.int32))
         sums: list[Tensor | None] = [None] * len(grads)
         for dtype in dict.fromkeys(tensor.dtype for tensor in like):
             chosen = [i for i, tensor in enumerate(like) if tensor.dtype == dtype and found[i]]
@@ -98,9 +100,10 @@ class Ranks:
                 flat = torch.cat([_flat(grads[i], like[i]) for i in chosen])
                 dist.all_reduce(flat, group=self._group)
                 for i, part in zip(chosen, flat.split([like[i].numel() for i in chosen]), strict=True):
-                    sums[i] = part.view_as(like[i])
+                    total = part.view_as(like[i])
+                    sums[i] = total.to_sparse(1) if found[i] > self.size else total
         return sums
 
 
 def _flat(grad: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like, requires_grad=False).reshape(-1) if grad is None else grad.reshape(-1)
+    return (torch.zeros_like(like, requires_grad=False) if grad is None else grad.to_dense()).reshape(-1)

@@ -300,3 +300,43 @@ def test_a_rank_without_rows_has_no_features(tmp_path: Path) -> None:
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
         torch.testing.assert_close(found, at_features(0, size=1), rtol=1e-12, atol=1e-12)
+
+
+# ---------------------------------------------------------------- sparse gradients of a head
+
+
+def of_tokens(tokens: Tensor, engine: GradientEngine, shared: nn.Linear, table: nn.Embedding) -> Tensor:
+    losses = {"a": shared.weight.square().mean()}
+    counts = {"a": 1}
+    if len(tokens):
+        losses["b"], counts["b"] = shared(table(tokens)).square().mean(), len(tokens)
+    engine.backward(losses, counts=counts)
+    assert table.weight.grad is not None
+    return table.weight.grad
+
+
+def sparse(rank: int, size: int, folder: str) -> None:
+    """A rank lacks some of the tokens, and in the second step all."""
+    if size > 1:
+        meet(rank, size, folder)
+    found = []
+    for name in ("equal", "upgrad"):
+        torch.manual_seed(0)
+        shared, table = nn.Linear(3, 2).double(), nn.Embedding(6, 3, sparse=True).double()
+        engine = GradientEngine(shared, build(name, 2), tasks=("a", "b"), private=table)
+        for tokens, kept in ((torch.tensor([1, 4, 4, 2]), 3), (torch.tensor([5, 0]), 2)):
+            mine = tokens if size == 1 else (tokens[:kept], tokens[kept:])[rank]
+            found.append(of_tokens(mine, engine, shared, table))
+    torch.save(found, Path(folder) / f"{size}-{rank}.pt")
+    if size > 1:
+        dist.destroy_process_group()
+
+
+def test_sparse_gradients_of_a_head_stay_sparse(tmp_path: Path) -> None:
+    sparse(0, 1, str(tmp_path))
+    mp.spawn(sparse, args=(2, str(tmp_path)), nprocs=2)
+    alone, *ranks = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    for found in ranks:
+        for one, other in zip(found, alone, strict=True):
+            assert one.is_sparse and other.is_sparse
+            torch.testing.assert_close(one.to_dense(), other.to_dense())
