@@ -45,6 +45,8 @@ class LastLayer:
                 "engine.measure=last_layer needs shared modules that own a parameter of two or more dimensions; "
                 "got none. Give the engine modules instead of bare parameters, or measure=<module>."
             )
+        # What trains now: a part that is frozen at a restart may train again later.
+        self._own = {m: [p for p in m.parameters(recurse=False) if p.requires_grad] for m in self._names}
         self._hooks = [m.register_forward_hook(self._note) for m in self._names]
 
     def _note(self, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -78,9 +80,7 @@ class LastLayer:
     def _settle(self, names: Sequence[str], seen: set[int]) -> None:
         modules = {name: module for module, name in self._names.items()}
         self._common, self._seen = [modules[name] for name in names], seen
-        self.parameters = [
-            p for module in self._common[:1] for p in module.parameters(recurse=False) if p.requires_grad
-        ]
+        self.parameters = [p for module in self._common[:1] for p in self._own[module]]
         if len(seen) == self._num_tasks:
             self.close()
 

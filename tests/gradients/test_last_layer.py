@@ -79,6 +79,14 @@ def test_a_restart_goes_on_from_the_tasks_so_far() -> None:
     assert restarted.state_dict() == {"names": ["0.second", "0.first"], "seen": [0, 1]}
 
 
+def test_a_part_that_is_frozen_at_a_restart_may_train_again() -> None:
+    net = Net()
+    layer = LastLayer(net, 2)
+    net.second.bias.requires_grad_(False)
+    layer.load_state_dict({"names": ["0.second", "0.first"], "seen": [0, 1]})
+    assert [id(p) for p in layer.parameters] == ids(net.second)
+
+
 def test_evaluation_before_training_does_not_count() -> None:
     net = Net()
     layer = LastLayer(net, 2)
