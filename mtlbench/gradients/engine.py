@@ -161,7 +161,8 @@ class GradientEngine:
         return self._refresh.state_dict() | self._measure.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up the state of another engine with the same options."""
+        """Takes up the state of another engine with the same options; a step's micro-batches so far are forgotten."""
+        self._forget()
         self._refresh.load_state_dict(state)
         self._measure.load_state_dict(state)
 
@@ -204,10 +205,14 @@ class GradientEngine:
         """
         try:
             return self._backward(losses, counts, scale=scale, accumulate=accumulate)
-        except BaseException:  # the next call begins a step anew
-            self._rows = self._batch_rows = None
-            self._measure.forget()
+        except BaseException:
+            self._forget()
             raise
+
+    def _forget(self) -> None:
+        """The next call begins a step anew."""
+        self._rows = self._batch_rows = None
+        self._measure.forget()
 
     def _backward(
         self,

@@ -111,6 +111,19 @@ def test_a_micro_batch_that_fails_is_forgotten(kind: type[Balancer]) -> None:
     torch.testing.assert_close(record.losses, expected.losses)
 
 
+@pytest.mark.parametrize("kind", [Sum, Inverse])
+def test_micro_batches_before_a_restart_are_forgotten(kind: type[Balancer]) -> None:
+    problem = Problem()
+    engine = engine_for(problem, kind)
+    state = engine.state_dict()
+    engine.backward(problem.losses(slice(0, 5))[0], accumulate=True)
+    engine.load_state_dict(state)
+    record = engine.backward(problem.losses()[0])
+    expected = engine_for(Problem(), kind).backward(problem.losses()[0])
+    assert record is not None and expected is not None
+    torch.testing.assert_close(record.losses, expected.losses)
+
+
 def fail(grad: Tensor) -> None:
     raise RuntimeError("planted")
 
