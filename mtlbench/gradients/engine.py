@@ -166,6 +166,7 @@ class GradientEngine:
         self._refresh.load_state_dict(state)
         self._measure.load_state_dict(state)
 
+    @torch.enable_grad()  # as `loss.backward()` works under `no_grad`
     def backward(
         self,
         losses: Losses | Sequence[Losses],

@@ -230,6 +230,17 @@ class Nudge(Scalarizer):
         return ((-logs).exp() * losses + logs).sum()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_may_be_off(kind: type[Balancer]) -> None:
+    one, other = Problem(), Problem()
+    engine_for(one, kind).backward(one.losses()[0])
+    losses, _ = other.losses()
+    with torch.no_grad():
+        engine_for(other, kind).backward(losses)
+    for mine, its in zip(one.grads(), other.grads(), strict=True):
+        assert mine is not None and its is not None and torch.equal(mine, its)
+
+
 def test_the_balancers_own_parameters_get_their_gradient() -> None:
     problem = Problem()
     engine = engine_for(problem, Nudge)
