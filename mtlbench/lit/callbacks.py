@@ -88,8 +88,8 @@ class Recorder(Callback):
 class LastCheckpoint(Checkpoint):
     """Keeps `last.ckpt`, from which a killed run goes on: after every epoch, and every so many steps inside it.
 
-    Never after an epoch's last step but before its end: from there Lightning goes on with the next epoch, and the
-    validation in between would be lost.
+    Never after an epoch's last step but before its end, nor between a step and a validation that follows it: Lightning
+    would go on past that validation. A run that was stopped (early, or by `max_steps`) stays so.
 
     Args:
         dirpath: the folder of the run's checkpoints.
@@ -100,22 +100,44 @@ class LastCheckpoint(Checkpoint):
         self.path = Path(dirpath) / "last.ckpt"
         self.every_n_steps = every_n_steps
         self._saved = 0
+        self._stopped = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # What a run goes on from is saved already. Once more, amid the next step, would lose its first micro-batches.
         self._saved = trainer.global_step
+        trainer.should_stop = self._stopped
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step = trainer.global_step
-        # Between the micro-batches of a step the count stands still.
-        if self.every_n_steps and step % self.every_n_steps == 0 and step != self._saved and not trainer.is_last_batch:
-            self._saved = step
-            trainer.save_checkpoint(self.path, weights_only=False)
+        loop = trainer.fit_loop
+        assert loop._data_fetcher is not None
+        if not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+            self._save_amid_epoch(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._save_amid_epoch(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer)
+
+    def _save_amid_epoch(self, trainer: Trainer) -> None:
+        step = trainer.global_step
+        # Between the micro-batches of a step the count stands still.
+        due = self.every_n_steps and step % self.every_n_steps == 0 and step != self._saved
+        if due and not (trainer.is_last_batch or trainer.should_stop):
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        self._saved, self._stopped = trainer.global_step, trainer.should_stop
         trainer.save_checkpoint(self.path, weights_only=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"stopped": self._stopped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._stopped = state_dict["stopped"]
 
 
 class PerTaskSelection(Callback):

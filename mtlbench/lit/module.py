@@ -335,6 +335,7 @@ class MultiTaskModule(LightningModule):
         checkpoint["epoch_means"] = self.means.state_dict()
         checkpoint["engine"] = self.engine.state_dict()
         checkpoint["stopped"] = sorted(self.stopped)
+        checkpoint["val"] = self.val
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises ValueError where another number of ranks made the checkpoint."""
@@ -347,3 +348,4 @@ class MultiTaskModule(LightningModule):
         self.means.load_state_dict(checkpoint["epoch_means"])
         self.engine.load_state_dict(checkpoint["engine"])
         self.stopped = set(checkpoint["stopped"])
+        self.val = checkpoint["val"]
