@@ -85,16 +85,30 @@ def _devices(cfg: DictConfig) -> None:
 
 
 def _validation(cfg: DictConfig) -> None:
-    """That there is one, for it selects the epoch that is tested."""
-    limit, every, epochs, trial = (
+    """That there is one, for it selects the epoch that is tested, and that the training ends."""
+    limit, every, epochs, floor, steps, trial = (
         OmegaConf.select(cfg, f"trainer.{name}")
-        for name in ("limit_val_batches", "check_val_every_n_epoch", "max_epochs", "fast_dev_run")
-    )
+        for name in (
+            "limit_val_batches", "check_val_every_n_epoch", "max_epochs", "min_epochs", "max_steps", "fast_dev_run",
+        )
+    )  # fmt: skip
     if trial:  # which sets all of these itself
         return
     if limit == 0:
         raise ValueError(
             "trainer.limit_val_batches=0: the epoch that is tested is selected by validation. Leave it out."
+        )
+    if steps == 0:
+        raise ValueError("trainer.max_steps=0: nothing would be trained. Say how many steps, or leave it out.")
+    if epochs is None and steps in (None, -1):
+        raise ValueError(
+            "trainer.max_epochs=null without trainer.max_steps: nothing says when the training ends. Give one of them; "
+            "trainer.max_epochs=-1 trains until callbacks=early_stopping, or Ctrl-C, ends it."
+        )
+    if floor and steps not in (None, -1):
+        raise ValueError(
+            f"trainer.min_epochs={floor} with trainer.max_steps={steps}: an epoch's steps are known only once the data "
+            "are read. Say trainer.min_steps, or leave one of the two out."
         )
     if epochs == 0:
         raise ValueError("trainer.max_epochs=0: the epoch that is tested is one that was trained. Train at least one.")

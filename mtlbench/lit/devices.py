@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mtlbench import processes
 from mtlbench.lit.checkpoint_io import WholeCheckpoints
 from mtlbench.lit.signals import KeepSigterm
+from mtlbench.lit.stopping import StopAtStep
 
 
 class SrunEnvironment(SLURMEnvironment):
@@ -80,7 +81,14 @@ class EngineDDP(DDPStrategy):
 
 
 def make_trainer(
-    *, devices: Any = 1, num_nodes: int = 1, strategy: str = "auto", timeout: float = 1800, **arguments: Any
+    *,
+    devices: Any = 1,
+    num_nodes: int = 1,
+    strategy: str = "auto",
+    timeout: float = 1800,
+    max_epochs: int | None = None,
+    max_steps: int = -1,
+    **arguments: Any,
 ) -> Trainer:
     """Lightning's Trainer in this process, which is one of several where there are more devices than one.
 
@@ -88,6 +96,7 @@ def make_trainer(
         devices, num_nodes: as of `Trainer`.
         strategy: auto or ddp, which on several devices are the same.
         timeout: seconds that a rank waits for another.
+        max_epochs, max_steps: the training ends with the first of them; None or -1: not by it.
         arguments: the others of `Trainer`.
 
     Raises:
@@ -102,7 +111,9 @@ def make_trainer(
     plugins = [environment, WholeCheckpoints(), *(given if isinstance(given, Sequence) else [given])]
     if place is not None:
         arguments["strategy"] = EngineDDP(timeout=timeout)
-    arguments["callbacks"] = [*arguments.get("callbacks", ()), KeepSigterm()]
+    stop = [StopAtStep(max_steps)] if max_steps > 0 else []
+    arguments["callbacks"] = [*arguments.get("callbacks", ()), KeepSigterm(), *stop]
+    arguments["max_epochs"] = -1 if max_epochs is None else max_epochs
     # The loader gives each rank its part; Lightning's sampler would repeat examples.
     trainer = Trainer(devices=devices, num_nodes=num_nodes, use_distributed_sampler=False, plugins=plugins, **arguments)
     if place is None and trainer.world_size > 1:

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from mtlbench.balancing.base import Balancer
+from mtlbench.lit.stopping import StopAtStep
 from mtlbench.models.encoders.base import Encoder
 from mtlbench.models.multitask import MultiTaskModel
 
@@ -114,7 +115,8 @@ def total_steps(trainer: Trainer, steps_per_epoch: int) -> int:
     limit = trainer.limit_train_batches
     batches = min(steps_per_epoch, limit) if isinstance(limit, int) else int(steps_per_epoch * limit)
     by_epochs = -(-batches // trainer.accumulate_grad_batches) * (trainer.max_epochs or -1)
-    bounds = [steps for steps in (by_epochs, trainer.max_steps) if steps > 0]
+    stops = [callback.step for callback in trainer.callbacks if isinstance(callback, StopAtStep)]  # type: ignore[attr-defined]
+    bounds = [steps for steps in (by_epochs, *stops) if steps > 0]
     if not bounds:
         raise ValueError("A learning-rate schedule needs trainer.max_epochs or trainer.max_steps.")
     return min(bounds)

@@ -78,6 +78,8 @@ from tests.cli.processes import Cli
         ("+trainer.barebones=true", "it leaves out checkpoints and metrics, by which the tested epoch is selected"),
         ("+trainer.callbacks=[]", "say +callbacks.NAME={_target_: ...}"),
         ("trainer.max_epochs=0", "Train at least one"),
+        ("trainer.max_steps=0", "nothing would be trained"),
+        ("trainer.max_epochs=null", "null without trainer.max_steps: nothing says when the training ends"),
         ("encoder=pretrained", "no value for encoder.model: give encoder.model=..."),
         ("data.dir=${oc.env:MTLBENCH_NOWHERE}", "data.dir cannot be resolved"),
         ("sharing=independent", "have nothing to balance"),

@@ -1,4 +1,4 @@
-"""Runs that are stopped, or killed at a moment where a checkpoint is easily wrong."""
+"""Runs that are stopped before their last epoch's end, or killed at a moment where a checkpoint is easily wrong."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def check_equal(whole: Path, resumed: Path) -> None:
         (("trainer.accumulate_grad_batches=2", EVERY), (1, 1)),  # amid an epoch's first step
         (("+trainer.val_check_interval=2", EVERY), (0, 2)),  # after a validation amid an epoch
         (("+trainer.val_check_interval=2", EVERY, "balancer=independent"), (1, 2)),
+        (("trainer.max_steps=5", "trainer.max_epochs=null"), (1, 0)),  # after an epoch's end
     ],
 )
 def test_killed_and_resumed_equals_uninterrupted(
@@ -50,6 +51,8 @@ def test_killed_and_resumed_equals_uninterrupted(
     [
         ("callbacks=early_stopping", "callbacks.early_stopping.patience=1"),
         ("balancer=independent", "callbacks.per_task.patience=1"),
+        ("trainer.max_steps=4",),
+        ("trainer.max_steps=4", EVERY),
     ],
 )
 def test_what_was_stopped_stays_so(run: Run, overrides: tuple[str, ...], tmp_path: Path) -> None:
@@ -66,3 +69,13 @@ def test_what_was_stopped_stays_so(run: Run, overrides: tuple[str, ...], tmp_pat
             train(config(*overrides), run_dir=tmp_path / "killed")
     train(config(*overrides), run_dir=tmp_path / "killed")
     check_equal(whole, tmp_path / "killed")
+
+
+@pytest.mark.parametrize("balancer", ["pcgrad", "independent"])
+def test_steps_that_end_amid_an_epoch_are_validated(run: Run, balancer: str) -> None:
+    run_dir, summary = run("a", f"balancer={balancer}", "trainer.max_steps=2", "scheduler=linear", "scheduler.warmup=0")
+    assert (summary["epochs"], summary["steps"], summary["examples_seen"]) == (1, 2, 64)
+    rows = curves(run_dir)
+    assert rows["val/score"].tolist() == [pytest.approx(summary["selected"]["value"])]
+    assert rows["lr"].tolist() == [0]  # the schedule's steps are those of the run
+    assert all(one["epoch"] == 0 for one in summary["selected"].get("tasks", {"all": summary["selected"]}).values())
