@@ -42,7 +42,6 @@ NUMBERS: dict[str, tuple[type, float | None, bool]] = {
     "trainer.limit_train_batches": (float, 0, True),
     "trainer.limit_val_batches": (float, 0, True),
     "trainer.limit_test_batches": (float, 0, True),
-    "trainer.overfit_batches": (float, 0, True),
     "trainer.num_sanity_val_steps": (int, -1, True),
     "trainer.num_nodes": (int, 1, False),
     "trainer.timeout": (float, 1, False),

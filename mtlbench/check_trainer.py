@@ -20,6 +20,7 @@ REFUSED = {
     "callbacks": "say +callbacks.NAME={_target_: ...}",
     "default_root_dir": "say hydra.run.dir=FOLDER",
     "logger": "say logger=NAME",
+    "overfit_batches": "it draws past the mixing, which says what a step draws; say trainer.limit_train_batches",
     "use_distributed_sampler": "the loader gives each device its part",
 }
 

@@ -77,6 +77,7 @@ from tests.cli.processes import Cli
         ("+trainer.limit_val_batch=1", "no argument 'limit_val_batch' of Lightning's Trainer. Did you mean limit_val_"),
         ("+trainer.barebones=true", "it leaves out checkpoints and metrics, by which the tested epoch is selected"),
         ("+trainer.callbacks=[]", "say +callbacks.NAME={_target_: ...}"),
+        ("+trainer.overfit_batches=2", "it draws past the mixing, which says what a step draws"),
         ("trainer.max_epochs=0", "Train at least one"),
         ("trainer.max_steps=0", "nothing would be trained"),
         ("trainer.max_epochs=null", "null without trainer.max_steps: nothing says when the training ends"),
