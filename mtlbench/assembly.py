@@ -154,7 +154,7 @@ def _make_module(cfg: DictConfig, data: Data, tasks: Sequence[Task], *, steps_pe
         joint=joint,
         steps_per_epoch=steps_per_epoch,
         seed=cfg.seed,
-        log_every_n_steps=cfg.trainer.log_every_n_steps,
+        log_every_n_steps=cfg.trainer.get("log_every_n_steps", 50),
         tokenizers={dataset: spec.tokenizer for dataset, spec in data.input_spec.items()},
     )
 

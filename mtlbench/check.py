@@ -105,8 +105,25 @@ def check(cfg: DictConfig) -> None:
         _runs_itself(cfg)
         return
     _tasks(cfg)
+    defaults: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "train.yaml"), resolve=False)
+    del defaults["defaults"]
+    _complete(cfg, defaults)
     _datasets(cfg)
     _combinations(cfg)
+
+
+def _complete(node: DictConfig, defaults: Mapping[str, Any], *, above: str = "") -> None:
+    """Refuses that a key of conf/train.yaml is deleted (~key), or null where that means nothing."""
+    for name, default in defaults.items():
+        key = f"{above}{name}"
+        if name not in node:
+            raise ConfigError(f"no key '{key}' in the config, and a run needs it. Leave ~{key} out.")
+        value = node[name]
+        if isinstance(default, dict) and isinstance(value, DictConfig):
+            _complete(value, default, above=f"{key}.")
+        elif value is None and default is not None and key not in NUMBERS and not _interpolates(default):
+            expected = NAMES.get(type(default), "text")
+            raise ConfigError(f"{key}=null: expected {expected} as in the default, {key}={_show(default)}.")
 
 
 def _runs_itself(cfg: DictConfig) -> None:
@@ -249,7 +266,7 @@ def _combinations(cfg: DictConfig) -> None:
         _features(cfg, sharing)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     trainer = plain["trainer"]
-    accumulated = trainer["accumulate_grad_batches"]
+    accumulated = trainer.get("accumulate_grad_batches", 1)  # a Trainer's node may leave what it has to Lightning
     if plain["loss_scale"] == "initial" and accumulated > 1:
         raise ConfigError(
             f"loss_scale=initial with trainer.accumulate_grad_batches={accumulated}: the first losses would be those "
@@ -261,7 +278,7 @@ def _combinations(cfg: DictConfig) -> None:
         num_tasks=len(choose(plain["benchmark"]["tasks"], plain["tasks"])),
         engine=plain["engine"],
         accumulated=accumulated,
-        devices=(number_of_devices(trainer["devices"]) or 1) * trainer["num_nodes"],
+        devices=(number_of_devices(trainer["devices"]) or 1) * trainer.get("num_nodes", 1),
     )
 
 

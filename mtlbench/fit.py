@@ -121,7 +121,7 @@ def test(cfg: DictConfig, *, run_dir: Path) -> dict[str, float]:
 def _make_trainer(cfg: DictConfig, run_dir: Path, recorder: Recorder) -> Any:
     callbacks: list[Any] = [recorder]
     for name, node in cfg.callbacks.items():
-        if node is None or (name == "progress" and not cfg.trainer.enable_progress_bar):
+        if node is None or (name == "progress" and not cfg.trainer.get("enable_progress_bar", True)):
             continue
         extra = {"dirpath": str(run_dir / "checkpoints")} if node._target_.endswith("Checkpoint") else {}
         callbacks.append(instantiate(node, **extra))

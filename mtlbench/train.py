@@ -95,11 +95,11 @@ def _way(cfg: dict[str, Any], *, place: processes.Place | None, run_dir: Path) -
 
         return functools.partial(run_itself, OmegaConf.create(cfg), run_dir)
     trainer = cfg["trainer"]
-    devices, nodes = number_of_devices(trainer["devices"]), trainer["num_nodes"]
+    devices, nodes = number_of_devices(trainer["devices"]), trainer.get("num_nodes", 1)
     if devices is None:
         from mtlbench.lit.devices import count
 
-        devices = count(trainer["accelerator"], trainer["devices"])
+        devices = count(trainer.get("accelerator", "auto"), trainer["devices"])
     if place is not None and devices * nodes != place.size:
         raise ValueError(
             f"{from_place} this run takes {devices * nodes}: trainer.devices={trainer['devices']} on "

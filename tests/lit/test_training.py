@@ -15,6 +15,7 @@ from hydra.errors import InstantiationException
 from lightning.pytorch.strategies import DDPStrategy
 
 from mtlbench import assembly
+from mtlbench.check import check
 from mtlbench.lit.devices import make_trainer
 from mtlbench.lit.module import MultiTaskModule
 from mtlbench.results.records import read_summary
@@ -244,6 +245,13 @@ def test_fast_dev_run_tries_everything_once(run: Run, balancer: str) -> None:
     assert summary["status"] == "finished"
     assert summary["steps"] == 1
     assert "left/accuracy" in summary["test"]
+
+
+def test_what_a_trainers_node_leaves_out_is_lightnings_default(run: Run) -> None:
+    left_out = ("accumulate_grad_batches", "num_nodes", "log_every_n_steps", "enable_progress_bar")
+    overrides = [f"~trainer.{name}" for name in left_out]
+    check(config(*overrides))
+    assert run("a", *overrides, "trainer.max_epochs=1")[1]["status"] == "finished"
 
 
 def test_other_strategies_are_refused() -> None:
