@@ -98,8 +98,9 @@ class MultiTaskDataModule(LightningDataModule):
         return self._evaluated("test")
 
     def _evaluated(self, split: str) -> DataLoader[Any]:
+        trial = self.trainer is not None and bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]  # set by a connector
         return evaluation_loader(
-            self.splits[split], batch_size=self.eval_batch_size, rank=self._rank(), ranks=self.ranks
+            self.splits[split], batch_size=self.eval_batch_size, rank=self._rank(), ranks=self.ranks, trial=trial
         )
 
     def _rank(self) -> int:

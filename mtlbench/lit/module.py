@@ -255,6 +255,8 @@ class MultiTaskModule(LightningModule):
         self._evaluate("val", batch)
 
     def on_validation_epoch_end(self) -> None:
+        if self.trainer.sanity_checking:  # a few batches, which may be of one dataset alone
+            return
         self.val = {f"val/{name}": value for name, value in self.evaluations["val"].compute().items()}
         # Callbacks see scores and primary metrics, and what they monitor: `self.log` costs half a millisecond a value.
         watched = {

@@ -166,3 +166,10 @@ def test_formulas_are_given_on_the_command_line(run: Train) -> None:
 def test_vectors_have_no_lengths_to_sort_by(run: Train) -> None:
     with pytest.raises(ValueError, match=r"inputs of \['large', 'small'\] all have the same.*mixing.bucket=1"):
         run("a", "mixing.bucket=4")
+
+
+@pytest.mark.parametrize("option", ["trainer.fast_dev_run=true", "trainer.num_sanity_val_steps=1"])
+def test_a_few_batches_of_several_datasets_are_tried_out(run: Train, option: str) -> None:
+    """The first ones of an evaluation are of its first dataset."""
+    _, summary = run("a", option)
+    assert {"side/accuracy", "height/rmse"} <= summary["test"].keys()

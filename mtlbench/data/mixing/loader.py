@@ -158,15 +158,18 @@ def make_loader(union: Union, plan: Plan, *, num_workers: int, maskings: Sequenc
 
 
 def evaluation_loader(
-    splits: Mapping[str, Split], *, batch_size: int, rank: int = 0, ranks: int = 1
+    splits: Mapping[str, Split], *, batch_size: int, rank: int = 0, ranks: int = 1, trial: bool = False
 ) -> DataLoader[Batch]:
     """Every row once and in order, one dataset after another; of several ranks each has every so-manieth batch.
 
-    All ranks have as many batches, the last of which may be empty.
+    All ranks have as many batches, the last of which may be empty. In a `trial` each has rows of all datasets: of a few
+    batches the first ones would leave out the later datasets.
     """
     draws: list[Draw] = [
         {name: rows} for name, split in splits.items() for rows in torch.split(torch.arange(len(split)), batch_size)
     ]
+    if trial:
+        draws = [{name: torch.arange(len(split))[:batch_size] for name, split in splits.items()}] * len(draws)
     draws = [*draws, *([{}] * (-len(draws) % ranks))][rank::ranks]
     return DataLoader(Union(splits), sampler=draws, batch_size=None, generator=torch.Generator(), collate_fn=_as_it_is)
 
