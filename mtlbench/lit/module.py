@@ -229,13 +229,17 @@ class MultiTaskModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """After balancing, alike for all methods; networks that share nothing are clipped one by one."""
+        if all(p.grad is None for group in optimizer.param_groups for p in group["params"]):
+            return  # a step without labels; torch refuses to clip the values of nothing
         if self.model.shared() or not gradient_clip_val:  # Lightning clips nothing at 0
             self.clip_gradients(
                 optimizer, gradient_clip_val=gradient_clip_val, gradient_clip_algorithm=gradient_clip_algorithm
             )
             return
         for task in self.tasks:
-            parameters = list(self.model.network(task).parameters())
+            parameters = [p for p in self.model.network(task).parameters() if p.grad is not None]
+            if not parameters:
+                continue
             if gradient_clip_algorithm == "value":
                 nn.utils.clip_grad_value_(parameters, gradient_clip_val)
             else:

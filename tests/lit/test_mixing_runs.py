@@ -173,3 +173,10 @@ def test_a_few_batches_of_several_datasets_are_tried_out(run: Train, option: str
     """The first ones of an evaluation are of its first dataset."""
     _, summary = run("a", option)
     assert {"side/accuracy", "height/rmse"} <= summary["test"].keys()
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_networks_without_labels_in_a_step_are_not_clipped(run: Train, algorithm: str) -> None:
+    given = ("balancer=equal", "sharing=independent", "mixing=round_robin", "trainer.gradient_clip_val=0.1")
+    _, summary = run("a", *given, f"trainer.gradient_clip_algorithm={algorithm}")
+    assert summary["status"] == "finished"
