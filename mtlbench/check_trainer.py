@@ -111,6 +111,11 @@ def _validation(cfg: DictConfig) -> None:
             f"trainer.min_epochs={floor} with trainer.max_steps={steps}: an epoch's steps are known only once the data "
             "are read. Say trainer.min_steps, or leave one of the two out."
         )
+    if every is not None and every > 1 and steps not in (None, -1):
+        raise ValueError(
+            f"trainer.check_val_every_n_epoch={every} with trainer.max_steps={steps}: the last steps may not be "
+            "validated, so not selected. Leave one of the two out."
+        )
     if epochs == 0:
         raise ValueError("trainer.max_epochs=0: the epoch that is tested is one that was trained. Train at least one.")
     if epochs is not None and every is not None and 0 < epochs < every:

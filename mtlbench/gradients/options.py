@@ -114,5 +114,6 @@ class Options:
         """Why the route can't be taken."""
         return (
             f"engine.route={self.route} serves a Weighting of one batch measured at shared parameters, in float32 or "
-            f"float64; here {type(balancer).__name__} asks for something else. Say engine.route=auto."
+            f"float64; here {type(balancer).__name__} or the weights' precision asks for something else. Say "
+            "engine.route=auto."
         )

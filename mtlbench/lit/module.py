@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
@@ -23,7 +23,7 @@ from mtlbench.lit.devices import average_statistics, check_strategy
 from mtlbench.lit.epoch import EpochMeans
 from mtlbench.lit.evaluation import Evaluation
 from mtlbench.lit.losses import InitialLosses, sums
-from mtlbench.lit.optim import build_optimizer, build_schedule, total_steps
+from mtlbench.lit.optim import build_optimizer, build_schedule, clip, total_steps
 from mtlbench.models.multitask import MultiTaskModel
 from mtlbench.tasks import Task
 
@@ -237,13 +237,7 @@ class MultiTaskModule(LightningModule):
             )
             return
         for task in self.tasks:
-            parameters = [p for p in self.model.network(task).parameters() if p.grad is not None]
-            if not parameters:
-                continue
-            if gradient_clip_algorithm == "value":
-                nn.utils.clip_grad_value_(parameters, gradient_clip_val)
-            else:
-                nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+            clip(self.model.network(task), gradient_clip_val, gradient_clip_algorithm)
 
     # ---------------------------------------------------------------- epochs
 

@@ -1,4 +1,4 @@
-"""Parameter groups and learning-rate schedules."""
+"""Parameter groups, clipping and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -120,3 +120,12 @@ def total_steps(trainer: Trainer, steps_per_epoch: int) -> int:
     if not bounds:
         raise ValueError("A learning-rate schedule needs trainer.max_epochs or trainer.max_steps.")
     return min(bounds)
+
+
+def clip(network: nn.Module, limit: float, algorithm: str | None) -> None:
+    """Clips the gradients of one network, by their norm or (`value`) each number; where there are none, nothing."""
+    parameters = [p for p in network.parameters() if p.grad is not None]
+    if parameters and algorithm == "value":
+        nn.utils.clip_grad_value_(parameters, limit)
+    elif parameters:
+        nn.utils.clip_grad_norm_(parameters, limit)

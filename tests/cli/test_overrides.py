@@ -124,6 +124,7 @@ def test_a_wrong_override_is_named_with_the_nearest_right_one(
         ),
         ("balancer=pcgrad engine.route=ghost trainer.devices=2", "engine.route=ghost on 2 devices, which go the"),
         ("balancer=pcgrad engine.route=ghost trainer.devices=[0,2]", "engine.route=ghost on 2 devices"),
+        ("trainer.max_steps=9 trainer.check_val_every_n_epoch=2", "the last steps may not be validated"),
         ("balancer=equal engine.products=bfloat16", "Leave it out, or say engine.products=exact."),
         ("balancer=mgda engine.products=bfloat16 trainer.devices=2", "engine.products=bfloat16 on 2 devices"),
         ("balancer=pcgrad engine.route=ghost trainer.num_nodes=3", "engine.route=ghost on 3 devices"),
