@@ -27,11 +27,25 @@ class Rule(ABC):
     node: Any
 
     @abstractmethod
+    def write(self, rows: Tensor, grad: Tensor, bounds: Sequence[tuple[int, int]], *, again: bool) -> None:
+        """Writes each task's gradient to its row, or adds it where the parameter is read once more.
+
+        Args:
+            rows: (A, ...) of the parameter.
+            grad: (N, ...) of the operation's result.
+            bounds: of each task's rows there.
+            again: it was read before.
+        """
+
+
+class Cut(Rule):
+    """One whose gradient is made of a task's rows and then written."""
+
+    @abstractmethod
     def of_rows(self, grad: Tensor, start: int, stop: int) -> Tensor:
         """The gradient of the parameter from rows `start` to `stop` of the gradient (N, ...) of the result."""
 
     def write(self, rows: Tensor, grad: Tensor, bounds: Sequence[tuple[int, int]], *, again: bool) -> None:
-        """Writes each task's gradient to its row, or adds it where the parameter is read once more."""
         for task, (start, stop) in enumerate(bounds):
             part = self.of_rows(grad, start, stop)
             rows[task] = rows[task] + part if again else part
@@ -45,10 +59,6 @@ class Weight(Rule):
     x: Tensor
     out_in: bool
 
-    def of_rows(self, grad: Tensor, start: int, stop: int) -> Tensor:
-        one, other = grad[start:stop], self.x[start:stop]
-        return one.T @ other if self.out_in else other.T @ one
-
     def write(self, rows: Tensor, grad: Tensor, bounds: Sequence[tuple[int, int]], *, again: bool) -> None:
         for task, (start, stop) in enumerate(bounds):  # in place: these are the large ones
             one, other = grad[start:stop], self.x[start:stop]
@@ -57,7 +67,7 @@ class Weight(Rule):
 
 
 @dataclass(frozen=True)
-class Bias(Rule):
+class Bias(Cut):
     """What is added to a product or, channel by channel, to a convolution or a BatchNorm's result."""
 
     node: Any
@@ -68,7 +78,7 @@ class Bias(Rule):
 
 
 @dataclass(frozen=True)
-class Scale(Rule):
+class Scale(Cut):
     """Weight or bias of a normalisation over the last dimensions, and the weight of a BatchNorm in evaluation."""
 
     node: Any
@@ -85,7 +95,7 @@ class Scale(Rule):
 
 
 @dataclass(frozen=True)
-class Kernel(Rule):
+class Kernel(Cut):
     """A convolution's weight."""
 
     node: Any

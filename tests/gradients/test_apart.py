@@ -127,6 +127,7 @@ APART: dict[str, Make] = {
         lambda m, x: m.last(nn.functional.max_pool2d(m.norm(m.conv(x)), 2).flatten(1)), 2, 4, 4,
         conv=nn.Conv2d(2, 2, 3, padding=1), norm=nn.BatchNorm2d(2).eval(),
     ),
+    "matrices added": layers(lambda m, x: torch.addmm(m.first(x).tanh(), x, m.last.weight), 8),
     "norms of groups": layers(lambda m, x: m.last(m.norm(m.first(x))), 8, norm=nn.GroupNorm(2, 8, affine=False)),
 }  # fmt: skip
 
