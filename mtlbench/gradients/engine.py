@@ -110,7 +110,7 @@ class GradientEngine:
         if not self.shared and not isinstance(balancer, Scalarizer):
             raise ValueError(f"{name} balances shared parameters, and there are none that train.")
         if not isinstance(balancer, Scalarizer):
-            partition.check_dense(shared, name)
+            partition.check_comparable(shared, name)
         self._refresh = Refresh(refresh)
         self.step = 0  # named in errors; to be set after a restart
         device = next((p.device for p in (*self.shared, *self.private)), torch.device("cpu"))

@@ -58,7 +58,7 @@ def check(shared: list[nn.Parameter], private: list[nn.Parameter]) -> None:
         raise ValueError(f"Shared parameters must have one dtype and one device, got {sorted(map(str, kinds))}.")
 
 
-def check_dense(modules: Modules, balancer: str) -> None:
+def check_comparable(modules: Modules, balancer: str) -> None:
     """Refuses shared embeddings with sparse gradients, which have no rows to compare, and complex parameters.
 
     Raises:

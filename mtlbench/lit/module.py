@@ -23,7 +23,7 @@ from mtlbench.lit.devices import average_statistics, check_strategy
 from mtlbench.lit.epoch import EpochMeans
 from mtlbench.lit.evaluation import Evaluation
 from mtlbench.lit.losses import InitialLosses, sums
-from mtlbench.lit.optim import build_optimizer, build_schedule, clip, total_steps
+from mtlbench.lit.optim import any_gradient, build_optimizer, build_schedule, clip, total_steps
 from mtlbench.models.multitask import MultiTaskModel
 from mtlbench.tasks import Task
 
@@ -166,8 +166,7 @@ class MultiTaskModule(LightningModule):
         def closure() -> Any:
             result = None if optimizer_closure is None else optimizer_closure()
             # Without a label of any task there is no gradient. A scaler refuses that; at None it is left out.
-            nothing = all(p.grad is None for group in optimizer.param_groups for p in group["params"])
-            return None if nothing else result
+            return result if any_gradient(optimizer) else None
 
         try:
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure if scaler is None else closure)
@@ -229,7 +228,7 @@ class MultiTaskModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """After balancing, alike for all methods; networks that share nothing are clipped one by one."""
-        if all(p.grad is None for group in optimizer.param_groups for p in group["params"]):
+        if not any_gradient(optimizer):
             return  # a step without labels; torch refuses to clip the values of nothing
         if self.model.shared() or not gradient_clip_val:  # Lightning clips nothing at 0
             self.clip_gradients(

@@ -122,6 +122,11 @@ def total_steps(trainer: Trainer, steps_per_epoch: int) -> int:
     return min(bounds)
 
 
+def any_gradient(optimizer: Optimizer) -> bool:
+    """Whether any parameter has one: none has in a step without labels."""
+    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+
+
 def clip(network: nn.Module, limit: float, algorithm: str | None) -> None:
     """Clips the gradients of one network, by their norm or (`value`) each number; where there are none, nothing."""
     parameters = [p for p in network.parameters() if p.grad is not None]
