@@ -24,6 +24,7 @@ from mtlbench.gradients.record import BalanceRecord
 from mtlbench.gradients.refresh import Refresh
 from mtlbench.gradients.routes import Route, Routes
 from mtlbench.gradients.rows import Rows
+from mtlbench.gradients.shards import Shards
 from mtlbench.gradients.ways import Ways
 from mtlbench.gradients.writing import refuse_non_finite
 
@@ -39,9 +40,10 @@ class GradientEngine:
     modules run.
 
     Args:
-        shared: modules or parameters that two or more tasks' losses reach. May be empty for a Scalarizer. What is
-            frozen later gets no gradient; what is frozen now stays unknown, here and in `private`: where it is to
-            train later, freeze it once the engine is made.
+        shared: modules or parameters that two or more tasks' losses reach. May be empty for a Scalarizer. Modules of
+            FSDP2 (`fully_shard`) are given as such: each rank has whole gradients of them within a step, and its part
+            of `.grad` after it. What is frozen later gets no gradient; what is frozen now stays unknown, here and in
+            `private`: where it is to train later, freeze it once the engine is made.
         balancer: decides the direction of the shared parameters.
         tasks: names of the tasks: the order of the rows and of the balancer's state.
         private: modules or parameters of single tasks (heads).
@@ -104,23 +106,27 @@ class GradientEngine:
         self.options.check(balancer)
         self.balancer = balancer
         self.tasks = tuple(tasks)
-        self.shared = partition.parameters(shared)
-        self.private = partition.parameters(private)
-        partition.check(self.shared, self.private)
-        if not self.shared and not isinstance(balancer, Scalarizer):
-            raise ValueError(f"{name} balances shared parameters, and there are none that train.")
-        if not isinstance(balancer, Scalarizer):
-            partition.check_comparable(shared, name)
+        shared, private = partition.members(shared), partition.members(private)
         self._refresh = Refresh(refresh)
         self.step = 0  # named in errors; to be set after a restart
-        device = next((p.device for p in (*self.shared, *self.private)), torch.device("cpu"))
+        device = next((p.device for p in partition.parameters([*shared, *private])), torch.device("cpu"))
         self._ranks = Ranks(process_group, device=device)
         self._rows: Rows | None = None  # the step's micro-batches so far
         self._batch_rows: BatchRows | None = None  # the same of several batches
-        by_group = isinstance(balancer, Weighting) and balancer.groups == "layer"
-        self._groups = partition.layer_groups(shared, self.shared) if by_group else [0] * len(self.shared)
-        place = balancer.measure if measure is None else measure
-        self._measure = Measure(shared, groups=self._groups, place=place, num_tasks=len(tasks), ranks=self._ranks)
+        self._shards = Shards(shared, private, ranks=self._ranks)
+        with self._shards.whole():
+            self.shared = partition.parameters(shared)
+            self.private = partition.parameters(private)
+            partition.check(self.shared, self.private)
+            if not self.shared and not isinstance(balancer, Scalarizer):
+                raise ValueError(f"{name} balances shared parameters, and there are none that train.")
+            if not isinstance(balancer, Scalarizer):
+                partition.check_comparable(shared, name)
+            by_group = isinstance(balancer, Weighting) and balancer.groups == "layer"
+            self._groups = partition.layer_groups(shared, self.shared) if by_group else [0] * len(self.shared)
+            place = balancer.measure if measure is None else measure
+            self._measure = Measure(shared, groups=self._groups, place=place, num_tasks=len(tasks), ranks=self._ranks)
+            names = partition.names(shared, self.shared)
         self._by_layers = isinstance(balancer, Weighting) and balancer.num_batches == 1 and not self._measure.features
         self._layers()
         self._ways = Ways(
@@ -137,7 +143,7 @@ class GradientEngine:
                 route=route,
                 chunk=chunk,
                 rough=products == "bfloat16",
-                names=partition.names(shared, self.shared),
+                names=names,
                 tasks=self.tasks,
             ),
             ranks=self._ranks,
@@ -150,7 +156,7 @@ class GradientEngine:
         halves = bool(self.shared) and self.shared[0].dtype not in (torch.float32, torch.float64)
         if self.options.forced and halves:
             raise ValueError(self.options.no_route(self.balancer))
-        return self._by_layers and not halves and self.options.route != "sequential"
+        return self._by_layers and not halves and not self._shards and self.options.route != "sequential"
 
     def close(self) -> None:
         """Removes the hooks that a measure may have put on shared modules."""
@@ -214,6 +220,7 @@ class GradientEngine:
         """The next call begins a step anew."""
         self._rows = self._batch_rows = None
         self._measure.forget()
+        self._shards.forget()
 
     def _backward(
         self,
@@ -231,8 +238,9 @@ class GradientEngine:
             if not scaled and one.totals.bad is not None:
                 refuse_non_finite("loss", one.totals.bad, tasks=self.tasks, step=self.step)
         batch, totals = batches[0], batches[0].totals
-        self.options.check_step(several=accumulate or self._rows is not None, alone=batch.alone)
+        self.options.check_step(several=accumulate or self._rows is not None, alone=batch.alone and not self._shards)
         kept = self._refresh.kept(totals.active)
+        self._shards.gather()
         before = copy.deepcopy(self.balancer.state_dict()) if scaled and not accumulate else None
         if len(batches) > 1:
             self._batch_rows = self._batch_rows or BatchRows(
@@ -269,6 +277,7 @@ class GradientEngine:
             rows.add(batch, factor)
             record = self._ways.by_rows(rows, factor, scaled=scaled, step=self.step)
         record = self._ways.settle(record, before)
+        self._shards.hand_over()
         self.step += 1
         self._refresh.see(record, totals.active)
         return record

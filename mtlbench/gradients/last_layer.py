@@ -66,7 +66,7 @@ class LastLayer:
                 self._names[module]
                 for module in reversed(self._executed)
                 if (not self._seen or module in self._common)
-                and any(reach.get(id(p), 0) == all_losses for p in _matrices(module))
+                and any(reach.get(id(p), 0) == all_losses for p in self._own[module] if p.requires_grad and p.ndim >= 2)
             ]
             common = ranks.common(names if batch.losses else None)
             if not common:

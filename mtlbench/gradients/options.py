@@ -88,12 +88,12 @@ class Options:
 
         Args:
             several: it has several micro-batches.
-            alone: it is taken on one process.
+            alone: it is taken on one process, of parameters that are whole there.
 
         Raises:
             ValueError: naming the option.
         """
-        given = "several micro-batches" if several else "several ranks"
+        given = "several micro-batches" if several else "several ranks, or sharded parameters"
         if self.forced and (several or not alone):
             raise ValueError(
                 f"engine.route={self.route} takes one micro-batch a step on one process, and here there are {given}, "

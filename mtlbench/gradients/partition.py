@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch.distributed as dist
 from torch import nn
 
 Modules = nn.Module | Iterable[nn.Module | nn.Parameter]
@@ -39,17 +38,8 @@ def check(shared: list[nn.Parameter], private: list[nn.Parameter]) -> None:
     """Refuses partitions that the engine can't write gradients for.
 
     Raises:
-        ValueError: a parameter is on both sides, the shared parameters differ in dtype or device, or some are sharded.
+        ValueError: a parameter is on both sides, or the shared parameters differ in dtype or device.
     """
-    if dist.is_available() and dist.is_initialized():  # without which nothing is sharded
-        from torch.distributed.tensor import DTensor  # 0.3 s of import
-
-        if any(isinstance(p, DTensor) for p in (*shared, *private)):
-            raise ValueError(
-                "Some parameters are sharded over ranks (fully_shard, tensor parallelism), and gradients of single "
-                "tasks are taken of whole ones. Leave every rank a copy of the model, which the engine keeps equal; "
-                "bf16, activation checkpointing or adapters (LoRA) make a large one fit."
-            )
     both = {id(p) for p in shared} & {id(p) for p in private}
     if both:
         raise ValueError(f"{len(both)} parameters are given as shared and as private; each belongs to one side.")

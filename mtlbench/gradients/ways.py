@@ -168,10 +168,11 @@ class Ways:
         losses, slopes = asking.transform(self._balancer, grads.active, grads.means, factor)
         gram = _scaled(gram, slopes, factor)
         weights = self._weigh(gram, losses, grads.active, step)
-        if raw:
-            self._write_private((grads if slopes is None else grads.scaled(slopes)).private, None)
         private = [] if raw else self._private
-        return self.by_one_backward(batch, weights, factor, private=private, slopes=slopes, gram=gram)
+        record = self.by_one_backward(batch, weights, factor, private=private, slopes=slopes, gram=gram)
+        if raw:  # after the last backward, in which FSDP2 would take up any `.grad` that it finds
+            self._write_private((grads if slopes is None else grads.scaled(slopes)).private, None)
+        return record
 
     def by_objective(self, batch: MicroBatch, factor: float) -> BalanceRecord:
         """A Scalarizer: one backward of its objective."""
@@ -195,12 +196,14 @@ class Ways:
     def by_kept_weights(self, batch: MicroBatch, weights: Tensor, factor: float) -> BalanceRecord:
         """A Weighting that is not asked: one backward with (1, A) weights of an earlier step."""
         self._measure.forget()
-        private = self._private
-        if self._heads == "raw":
+        own: list[Tensor | None] = []
+        raw = self._heads == "raw"
+        if raw:
             equal = torch.full_like(batch.totals.means, factor)
-            write(private, self._of_losses(batch, equal, private, retain_graph=True))
-            private = []
-        record = self.by_one_backward(batch, weights, factor, private=private)
+            own = self._of_losses(batch, equal, self._private, retain_graph=True)
+        record = self.by_one_backward(batch, weights, factor, private=[] if raw else self._private)
+        if raw:  # after the last backward, as above
+            write(self._private, own)
         return record._replace(status="kept")
 
     def by_one_backward(

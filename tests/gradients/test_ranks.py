@@ -12,6 +12,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from mtlbench.balancing.base import Balancer, Weighting
 from mtlbench.gradients import BalanceRecord, GradientEngine
@@ -65,9 +68,9 @@ class Net(nn.Module):
         losses: dict[str, Tensor] = {}
         counts: dict[str, Tensor | float] = {}
         for index, name in enumerate(TASKS):
-            keep = batch.mask[:, index]
+            keep, output = batch.mask[:, index], self.heads[name](z).squeeze(-1)  # where sharded, one forward of all
             if keep.any():  # a rank may lack a task
-                losses[name] = (self.heads[name](z).squeeze(-1) - batch.y[:, index])[keep].square().mean()
+                losses[name] = (output - batch.y[:, index])[keep].square().mean()
                 counts[name] = keep.sum()
         return losses, counts
 
@@ -78,10 +81,22 @@ class Trained(NamedTuple):
 
 
 def trained(
-    balancer: Balancer, optimizer: str, dtype: torch.dtype, *, rank: int, size: int, micro: int = 1, **options: Any
+    balancer: Balancer,
+    optimizer: str,
+    dtype: torch.dtype,
+    *,
+    rank: int,
+    size: int,
+    micro: int = 1,
+    shard: bool = False,
+    **options: Any,
 ) -> Trained:
-    """Thirty steps on this rank's rows."""
+    """Thirty steps on this rank's rows, with the encoder's parameters and one head's on all ranks or in shards."""
     net = Net(dtype)
+    if shard and size > 1:
+        mesh = init_device_mesh("cpu", (size,))
+        for module in (net.encoder[0], net.encoder, net.heads["a"]):
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
     balancer = balancer.to(dtype) if list(balancer.parameters()) else balancer
     engine = GradientEngine(net.encoder, balancer, tasks=TASKS, private=net.heads, **options)
     parameters = [*net.parameters(), *balancer.parameters()]
@@ -104,9 +119,13 @@ def trained(
             balancer.after_step(record.losses, torch.stack([after.get(n, torch.tensor(torch.nan)) for n in TASKS]))
         if step % 10 == 9:
             balancer.end_epoch(record.losses)
-        weights.append(torch.cat([p.detach().flatten() for p in parameters]))
+        weights.append(torch.cat([_whole(p).flatten() for p in parameters]))
         records.append(record)
     return Trained(torch.stack(weights).clone(), records)
+
+
+def _whole(parameter: Tensor) -> Tensor:
+    return parameter.full_tensor().detach() if isinstance(parameter, DTensor) else parameter.detach()
 
 
 def methods(kind: type[Balancer] = Balancer) -> list[str]:
@@ -129,6 +148,7 @@ QUICK: list[Case] = [
         for place in ("last_layer", "features")
         for micro in (1, 2)
     ),
+    *((name, "adam", "float64", {"shard": True}) for name in ("equal", "uncertainty", "upgrad", "graddrop", "modo")),
 ]
 THOROUGH: list[Case] = [
     *((name, "sgd", dtype, {}) for name in methods() for dtype in ("float64", "float32")),
@@ -141,6 +161,8 @@ THOROUGH: list[Case] = [
         for place in ("last_layer", "features")
         for micro in (1, 2)
     ),
+    *((name, "adam", dtype, {"shard": True}) for name in methods() for dtype in ("float64", "float32")),
+    *((name, "sgd", "float64", {"shard": True, "micro": 2}) for name in methods()),
 ]
 
 
