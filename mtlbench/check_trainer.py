@@ -64,24 +64,39 @@ def _devices(cfg: DictConfig) -> None:
     cpu = OmegaConf.select(cfg, "trainer.accelerator") == "cpu"
     if cpu and (len(some) > 1 or isinstance(devices, ListConfig) or str(devices) == "-1"):
         raise ValueError(f"trainer.devices={devices} with trainer.accelerator=cpu: expected a number of processes.")
-    strategy = OmegaConf.select(cfg, "trainer.strategy")
-    if strategy in ("auto", "ddp"):
-        pass
-    elif any(word in str(strategy).lower() for word in ("fsdp", "deepspeed", "model_parallel", "modelparallel")):
-        raise ValueError(
-            f"trainer.strategy={strategy}: it shards the parameters, and gradients of single tasks are of whole ones. "
-            "Use trainer.strategy=ddp; a large encoder fits with trainer.precision=bf16-mixed, "
-            "encoder.gradient_checkpointing=true or encoder.lora."
-        )
-    else:
-        raise ValueError(
-            f"trainer.strategy={strategy}: expected auto or ddp. mtlbench starts a process for each device by itself, "
-            "and the engine exchanges gradients, so that what other strategies are for does not come up."
-        )
+    number = number_of_devices(some if isinstance(devices, ListConfig) else devices)
+    _strategy(cfg, alone=number == 1 and OmegaConf.select(cfg, "trainer.num_nodes") in (None, 1))
     if OmegaConf.select(cfg, "trainer.sync_batchnorm"):
         raise ValueError(
             "trainer.sync_batchnorm=true: it exchanges numbers within each task's backward, and a device without "
             "labels of a task has none. Leave it out: running statistics are averaged over the devices at every step."
+        )
+
+
+def _strategy(cfg: DictConfig, *, alone: bool) -> None:
+    """Whether it is one by which the engine works; `alone`: on one device."""
+    strategy = OmegaConf.select(cfg, "trainer.strategy")
+    if strategy == "fsdp":
+        if alone:
+            raise ValueError(
+                "trainer.strategy=fsdp divides the parameters over several devices, and trainer.devices is 1: say how "
+                "many, or trainer.strategy=auto."
+            )
+        if OmegaConf.select(cfg, "sharing._target_", default="").endswith(".Independent"):
+            raise ValueError(
+                "trainer.strategy=fsdp divides the encoder that tasks share, and with sharing=independent they share "
+                "none: say trainer.strategy=ddp."
+            )
+        if str(OmegaConf.select(cfg, "trainer.precision")) in ("16-mixed", "16"):
+            raise ValueError(
+                "trainer.strategy=fsdp with trainer.precision=16-mixed: torch's loss scaler takes whole gradients, or "
+                "parts of all. Say trainer.precision=bf16-mixed, or trainer.strategy=ddp."
+            )
+    elif strategy not in ("auto", "ddp"):
+        raise ValueError(
+            f"trainer.strategy={strategy}: expected auto, ddp or fsdp, which divides the shared encoder over the "
+            "devices. mtlbench starts a process for each device by itself, and the engine exchanges gradients, so "
+            "that what other strategies are for does not come up."
         )
 
 

@@ -53,8 +53,10 @@ def _fit(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         log.info("Going on from %s.", checkpoint)
     trainer.fit(module, datamodule, ckpt_path=str(checkpoint) if resume else None, weights_only=True)
     selected, val = select(trainer, module, datamodule)
+    state = trainer.strategy.lightning_module_state_dict()  # for all ranks, where each has a part
     if trainer.is_global_zero:
-        save(run_dir, module.model, tasks=tasks, inputs=data.input_spec)
+        weights = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+        save(run_dir, module.model, weights=weights, tasks=tasks, inputs=data.input_spec)
     result: dict[str, Any] = {
         "tasks": {
             task.name: {

@@ -11,10 +11,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
+from torch import Tensor
 
 from mtlbench.data.tables import InputSpec, TaskInfo
 from mtlbench.models.encoders.base import Encoder
@@ -40,9 +42,17 @@ class Saved:
     constants: dict[str, dict[str, Any]]
 
 
-def save(run_dir: Path, model: MultiTaskModel, *, tasks: Sequence[Task], inputs: Mapping[str, InputSpec]) -> None:
-    """Writes the model's files into the run directory."""
-    save_model(model, str(run_dir / WEIGHTS))
+def save(
+    run_dir: Path,
+    model: MultiTaskModel,
+    *,
+    weights: Mapping[str, Tensor],
+    tasks: Sequence[Task],
+    inputs: Mapping[str, InputSpec],
+) -> None:
+    """Writes the model's files into the run directory; `weights` are its whole state, of which it may have parts."""
+    whole: Any = SimpleNamespace(state_dict=lambda: dict(weights))  # what `save_model`, which knows of ties, looks at
+    save_model(whole, str(run_dir / WEIGHTS))
     for module in model.modules():
         if isinstance(module, Encoder) and module.config is not None:
             module.config.save_pretrained(run_dir / ENCODER)

@@ -158,6 +158,18 @@ class GradientEngine:
             raise ValueError(self.options.no_route(self.balancer))
         return self._by_layers and not halves and not self._shards and self.options.route != "sequential"
 
+    @property
+    def sharded(self) -> bool:
+        """Whether some parameters are divided over the ranks."""
+        return bool(self._shards)
+
+    def gather(self) -> None:
+        """Gives sharded modules their whole parameters until the step's gradients are there. For all ranks.
+
+        Needed before forwards that a rank may lack, for want of rows: FSDP2's own gathering takes all of them.
+        """
+        self._shards.gather()
+
     def close(self) -> None:
         """Removes the hooks that a measure may have put on shared modules."""
         self._measure.close()

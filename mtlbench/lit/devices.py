@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,11 +14,13 @@ from lightning.fabric.plugins.environments import (
     TorchElasticEnvironment,
 )
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from torch import Tensor, nn
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch import nn
 
 from mtlbench import processes
 from mtlbench.lit.checkpoint_io import WholeCheckpoints
+from mtlbench.lit.ddp import EngineDDP
+from mtlbench.lit.fsdp import EngineFSDP
 from mtlbench.lit.signals import KeepSigterm
 from mtlbench.lit.stopping import StopAtStep
 
@@ -43,43 +43,6 @@ ENVIRONMENTS: dict[str, Callable[[], ClusterEnvironment]] = {
 }
 
 
-class EngineDDP(DDPStrategy):
-    """A copy of the model on each device, all equal to the bit after every step.
-
-    DDP without torch's DistributedDataParallel: the engine takes every gradient by `autograd.grad`, of which that
-    wrapper sees nothing. It would keep a second copy of the gradients, and send all buffers at every forward.
-
-    Args:
-        timeout: seconds that a rank waits for another.
-    """
-
-    def __init__(self, *, timeout: float) -> None:
-        super().__init__(timeout=datetime.timedelta(seconds=timeout))
-
-    def _configure_launcher(self) -> None:
-        """Nothing to launch: whoever started this process has started the others."""
-
-    def _get_process_group_backend(self) -> str:
-        # Small sums are of numbers on the CPU, wherever the model is.
-        return "gloo" if self.root_device.type == "cpu" else "cpu:gloo,cuda:nccl"
-
-    def configure_ddp(self) -> None:
-        """Checks, instead of wrapping the model, that all ranks start alike.
-
-        Raises:
-            RuntimeError: naming the ranks whose model differs from the first one's.
-        """
-        assert isinstance(self.model, nn.Module)
-        digests: list[Any] = [None] * self.world_size
-        dist.all_gather_object(digests, digest(self.model))
-        others = [str(rank) for rank, found in enumerate(digests) if found != digests[0]]
-        if others:
-            raise RuntimeError(
-                f"The model of rank {', '.join(others)} differs from that of rank 0 before the first step. All ranks "
-                "need the same data, configuration and versions: `mtlbench doctor` on each machine shows the latter."
-            )
-
-
 def make_trainer(
     *,
     devices: Any = 1,
@@ -94,23 +57,23 @@ def make_trainer(
 
     Args:
         devices, num_nodes: as of `Trainer`.
-        strategy: auto or ddp, which on several devices are the same.
+        strategy: auto or ddp, which on several devices are the same; or fsdp (see `EngineFSDP`).
         timeout: seconds that a rank waits for another.
         max_epochs, max_steps: the training ends with the first of them; None or -1: not by it.
         arguments: the others of `Trainer`.
 
     Raises:
-        ValueError: another strategy, or the other processes were not started.
+        ValueError: another strategy, one that does not fit the devices, or the other processes were not started.
     """
-    if strategy not in ("auto", "ddp"):
-        raise ValueError(f"strategy={strategy!r}: expected auto or ddp.")
+    if strategy not in ("auto", "ddp", "fsdp"):
+        raise ValueError(f"strategy={strategy!r}: expected auto, ddp or fsdp.")
     place = processes.place()
     # One process alone gets one too: in a Slurm job Lightning would choose Slurm's, which requeues by itself.
     environment = ENVIRONMENTS["mtlbench" if place is None else place.started_by]()
     given = arguments.pop("plugins", None) or []
     plugins = [environment, WholeCheckpoints(), *(given if isinstance(given, Sequence) else [given])]
     if place is not None:
-        arguments["strategy"] = EngineDDP(timeout=timeout)
+        arguments["strategy"] = (EngineFSDP if strategy == "fsdp" else EngineDDP)(timeout=timeout)
     stop = [StopAtStep(max_steps)] if max_steps > 0 else []
     arguments["callbacks"] = [*arguments.get("callbacks", ()), KeepSigterm(), *stop]
     arguments["max_epochs"] = -1 if max_epochs is None else max_epochs
@@ -121,6 +84,8 @@ def make_trainer(
             f"{trainer.world_size} devices take as many processes, and this is one alone. mtlbench.train.train starts "
             "them, as does torchrun."
         )
+    if place is None and strategy == "fsdp":
+        raise ValueError("strategy='fsdp' on one device: there are no others to divide the parameters with. Say auto.")
     return trainer
 
 
@@ -157,13 +122,3 @@ def average_statistics(model: nn.Module) -> None:
         flat /= dist.get_world_size()
         for buffer, mean in zip(found, flat.split([buffer.numel() for buffer in found]), strict=True):
             buffer.copy_(mean.view_as(buffer))
-
-
-def digest(model: nn.Module) -> str:
-    """Of all parameters and buffers: equal models have equal ones."""
-    found = hashlib.blake2b()
-    for name, value in model.state_dict().items():
-        found.update(name.encode())
-        if isinstance(value, Tensor):  # extra state is none
-            found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()

@@ -1,13 +1,18 @@
-"""Task losses over all ranks, and their scaling by the first ones."""
+"""Task losses over all ranks, their scaling by the first ones, and those after an update."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from mtlbench.data.mixing import batches_of
 from mtlbench.gradients.ranks import Ranks
+
+if TYPE_CHECKING:
+    from mtlbench.lit.module import MultiTaskModule
 
 Losses = Mapping[str, Tensor]
 Counts = Mapping[str, Tensor | float]
@@ -42,3 +47,18 @@ class InitialLosses(nn.Module):
             self.initial[found] = (total / count)[found].to(self.initial)
         initial = dict(zip(self._tasks, self.initial.tolist(), strict=True))
         return {name: loss / initial[name] for name, loss in losses.items()}
+
+
+@torch.no_grad()
+def losses_again(module: MultiTaskModule, micro_batches: Sequence[tuple[Any, int]], *, ranks: Ranks) -> Tensor:
+    """(T,) losses of the step's data after the update: same dropout masks and precision, buffers left alone."""
+    buffers = [buffer.clone() for buffer in module.model.buffers()]
+    total = torch.zeros(2, len(module.tasks), dtype=torch.float64)
+    with module.trainer.precision_plugin.train_step_context():
+        for item, batch_idx in micro_batches:
+            for part, batch in enumerate(batches_of(item)):
+                losses, counts = module.task_losses(batch, batch_idx, part)
+                total += sums(losses, counts, tasks=list(module.tasks), ranks=ranks)
+    for buffer, before in zip(module.model.buffers(), buffers, strict=True):
+        buffer.copy_(before)
+    return total[0] / total[1]

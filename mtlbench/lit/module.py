@@ -22,7 +22,7 @@ from mtlbench.gradients.ranks import Ranks
 from mtlbench.lit.devices import average_statistics, check_strategy
 from mtlbench.lit.epoch import EpochMeans
 from mtlbench.lit.evaluation import Evaluation
-from mtlbench.lit.losses import InitialLosses, sums
+from mtlbench.lit.losses import InitialLosses, losses_again
 from mtlbench.lit.optim import any_gradient, build_optimizer, build_schedule, clip, total_steps
 from mtlbench.models.multitask import MultiTaskModel
 from mtlbench.tasks import Task
@@ -77,9 +77,8 @@ class MultiTaskModule(LightningModule):
         super().__init__()
         self.model, self.balancer, self.seed = model, balancer, seed
         self.tasks = {task.name: task for task in tasks}
-        self.engine = GradientEngine(
-            model.shared(), balancer, tasks=list(self.tasks), private=model.private(), **engine
-        )
+        self._engine_options = engine
+        self.engine = self.make_engine()
         self.joint = joint
         self._generating = {task.name for task in tasks if task.generates}
         self._guided = self._generating | {task.name for task in tasks if task.masks}
@@ -102,6 +101,13 @@ class MultiTaskModule(LightningModule):
         self._stepping = False
         self._micro_batches: list[tuple[Batch | list[Batch], int]] = []  # kept for after_step alone
 
+    def make_engine(self) -> GradientEngine:
+        """One of the model's present parameters."""
+        model = self.model
+        return GradientEngine(
+            model.shared(), self.balancer, tasks=list(self.tasks), private=model.private(), **self._engine_options
+        )
+
     # ---------------------------------------------------------------- one step
 
     def forward(self, inputs: Mapping[str, dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -121,6 +127,7 @@ class MultiTaskModule(LightningModule):
         self, batch: Batch, batch_idx: int, index: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor | float]]:
         self._seed_forward(batch_idx, index)
+        self.engine.gather()
         outputs = self.model(
             {dataset: part["inputs"] for dataset, part in batch.items()},
             self._hints(batch),
@@ -191,23 +198,9 @@ class MultiTaskModule(LightningModule):
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Nothing to do: the engine replaces every `.grad`, and sums micro-batches by itself."""
 
-    @torch.no_grad()
-    def _losses_again(self) -> Tensor:
-        """(T,) losses of the step's data after the update: same dropout masks and precision, buffers left alone."""
-        buffers = [buffer.clone() for buffer in self.model.buffers()]
-        total = torch.zeros(2, len(self.tasks), dtype=torch.float64)
-        with self.trainer.precision_plugin.train_step_context():
-            parts = [(i, k, one) for batch, i in self._micro_batches for k, one in enumerate(batches_of(batch))]
-            for batch_idx, part, batch in parts:
-                losses, counts = self.task_losses(batch, batch_idx, part)
-                total += sums(losses, counts, tasks=list(self.tasks), ranks=self._ranks)
-        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
-            buffer.copy_(before)
-        return total[0] / total[1]
-
     def _after_step(self, losses: Tensor) -> None:
         """Tells the balancer how the step's losses (T,) have changed."""
-        after = self._losses_again()
+        after = losses_again(self, self._micro_batches, ranks=self._ranks)
         bad = [name for name, a, b in zip(self.tasks, losses, after, strict=True) if a.isfinite() and not b.isfinite()]
         if not bad:
             self.balancer.after_step(losses, after)
@@ -228,15 +221,18 @@ class MultiTaskModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """After balancing, alike for all methods; networks that share nothing are clipped one by one."""
-        if not any_gradient(optimizer):
-            return  # a step without labels; torch refuses to clip the values of nothing
-        if self.model.shared() or not gradient_clip_val:  # Lightning clips nothing at 0
+        if not any_gradient(optimizer) or not gradient_clip_val:  # a step without labels; Lightning clips nothing at 0
+            return
+        if not self.model.shared():
+            for task in self.tasks:
+                clip(self.model.network(task).parameters(), gradient_clip_val, gradient_clip_algorithm)
+        elif self.engine.sharded:
+            trained = (p for group in optimizer.param_groups for p in group["params"])
+            clip(trained, gradient_clip_val, gradient_clip_algorithm)
+        else:
             self.clip_gradients(
                 optimizer, gradient_clip_val=gradient_clip_val, gradient_clip_algorithm=gradient_clip_algorithm
             )
-            return
-        for task in self.tasks:
-            clip(self.model.network(task), gradient_clip_val, gradient_clip_algorithm)
 
     # ---------------------------------------------------------------- epochs
 
@@ -246,6 +242,7 @@ class MultiTaskModule(LightningModule):
         self.val = {}
 
     def on_validation_epoch_start(self) -> None:
+        self.engine.gather()
         self.evaluations["val"].reset(self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -271,6 +268,7 @@ class MultiTaskModule(LightningModule):
         return {c.monitor for c in callbacks if isinstance(c, kinds) and c.monitor is not None}
 
     def on_test_epoch_start(self) -> None:
+        self.engine.gather()
         self.evaluations["test"].reset(self.device)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
@@ -127,10 +129,25 @@ def any_gradient(optimizer: Optimizer) -> bool:
     return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
 
 
-def clip(network: nn.Module, limit: float, algorithm: str | None) -> None:
-    """Clips the gradients of one network, by their norm or (`value`) each number; where there are none, nothing."""
-    parameters = [p for p in network.parameters() if p.grad is not None]
-    if parameters and algorithm == "value":
-        nn.utils.clip_grad_value_(parameters, limit)
-    elif parameters:
-        nn.utils.clip_grad_norm_(parameters, limit)
+def clip(parameters: Iterable[nn.Parameter], limit: float, algorithm: str | None) -> None:
+    """Clips gradients, by the norm of all as one vector or (`value`) each number; where there are none, nothing.
+
+    Some may be parts of a sharded encoder's, which torch and Lightning take by themselves alone.
+    """
+    kinds: dict[type, list[nn.Parameter]] = {}
+    for p in parameters:
+        if p.grad is not None:
+            kinds.setdefault(type(p.grad), []).append(p)
+    if algorithm == "value":
+        for trained in kinds.values():
+            nn.utils.clip_grad_value_(trained, limit)
+    elif kinds:
+        _clip_norm(list(kinds.values()), limit)
+
+
+def _clip_norm(kinds: Sequence[list[nn.Parameter]], limit: float) -> None:
+    norms = [nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None]) for trained in kinds]
+    norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    total = torch.stack(norms).norm() if len(norms) > 1 else norms[0]
+    for trained in kinds:
+        nn.utils.clip_grads_with_norm_(trained, limit, total)

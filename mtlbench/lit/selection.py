@@ -107,7 +107,7 @@ def select(
     if checkpoint.best_model_score is None:
         raise ValueError("No epoch was validated, so none can be selected. Train at least one whole epoch.")
     best = torch.load(checkpoint.best_model_path, weights_only=True, map_location="cpu")
-    module.load_state_dict(best["state_dict"])
+    trainer.strategy.load_model_state_dict(best)
     val = _validate(trainer, module, datamodule)
     selected = {"monitor": checkpoint.monitor, "mode": checkpoint.mode, "epoch": best["epoch"]}
     return {**selected, "value": float(checkpoint.best_model_score)}, val

@@ -61,13 +61,13 @@ from tests.cli.processes import Cli
         ("trainer.devices=[1,1]", "trainer.devices=[1, 1]: expected at least one device, each once"),
         ("trainer.num_nodes=0", "trainer.num_nodes=0: expected a whole number of at least 1"),
         ("trainer.timeout=0", "trainer.timeout=0: expected a number of at least 1"),
-        ("trainer.strategy=deepspeed", "it shards the parameters, and gradients of single tasks are of whole ones"),
-        ("trainer.strategy=fsdp", "Use trainer.strategy=ddp; a large encoder fits with trainer.precision=bf16-mixed"),
+        ("trainer.strategy=deepspeed", "expected auto, ddp or fsdp, which divides the shared encoder"),
+        ("trainer.strategy=fsdp", "divides the parameters over several devices, and trainer.devices is 1"),
         (
             "trainer.strategy={_target_: lightning.pytorch.strategies.ModelParallelStrategy}",
-            "it shards the parameters, and gradients of single tasks are of whole ones",
+            "expected auto, ddp or fsdp, which divides the shared encoder over the devices",
         ),
-        ("trainer.strategy=ddp_spawn", "expected auto or ddp. mtlbench starts a process for each device by itself"),
+        ("trainer.strategy=ddp_spawn", "mtlbench starts a process for each device by itself"),
         ("+trainer.sync_batchnorm=true", "running statistics are averaged over the devices at every step"),
         ("+trainer.use_distributed_sampler=true", "the loader gives each device its part"),
         ("trainer.check_val_every_n_epoch=11", "with trainer.max_epochs=10: no epoch would be validated"),
@@ -111,6 +111,14 @@ def test_a_wrong_override_is_named_with_the_nearest_right_one(
     ("overrides", "expected"),
     [
         ("trainer.accelerator=cpu trainer.devices=[0,1]", "trainer.devices=[0, 1] with trainer.accelerator=cpu"),
+        (
+            "trainer.devices=2 trainer.strategy=fsdp trainer.precision=16-mixed",
+            "trainer.strategy=fsdp with trainer.precision=16-mixed: torch's loss scaler takes whole gradients",
+        ),
+        (
+            "trainer.devices=2 trainer.strategy=fsdp balancer=independent sharing=independent callbacks=independent",
+            "trainer.strategy=fsdp divides the encoder that tasks share, and with sharing=independent they share none",
+        ),
         ("balancer=krum", "Krum balances at least 3 tasks, and here there are 2"),
         ("balancer=crmogm balancer.weighting._target_=mtlbench.balancing.krum.Krum", "Krum balances at least 3 tasks"),
         ("balancer=graddrop engine.measure=features", "GradDrop is an Aggregator, and engine.measure=features is for"),

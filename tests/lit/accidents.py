@@ -7,12 +7,14 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.distributed.tensor import DTensor
 
-from mtlbench.lit.devices import digest
+from mtlbench.lit.ddp import digest
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "terminate": signal.SIGTERM, "warn": signal.SIGUSR1}
 
@@ -50,9 +52,30 @@ class Watch(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         found: list[Any] = [None] * trainer.world_size
-        dist.all_gather_object(found, digest(pl_module))
+        whole = {name: _whole(value) for name, value in pl_module.state_dict().items()}
+        dist.all_gather_object(found, digest(SimpleNamespace(state_dict=lambda: whole)))  # type: ignore[arg-type]
         self.digests.append(found)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             self.path.write_text(json.dumps(self.digests))
+
+
+class Held(Callback):
+    """Writes how many numbers each rank holds after the training: weights, and the optimizer's state of each."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.world_size == 1:
+            return
+        (optimizer,) = trainer.optimizers
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        states = [value for p in parameters for value in optimizer.state[p].values() if value.ndim]
+        held = sum((v.to_local() if isinstance(v, DTensor) else v).numel() for v in (*parameters, *states))
+        found: list[Any] = [None] * trainer.world_size
+        dist.all_gather_object(found, held)
+        if trainer.is_global_zero:
+            Path(trainer.default_root_dir, "held.json").write_text(json.dumps(found))
+
+
+def _whole(value: Any) -> Any:
+    return value.full_tensor() if isinstance(value, DTensor) else value

@@ -16,9 +16,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from lightning.fabric.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file
 from torch import nn
 
-from mtlbench.lit.devices import EngineDDP, average_statistics, digest
+from mtlbench.lit.ddp import EngineDDP, digest
+from mtlbench.lit.devices import average_statistics
 from mtlbench.processes import OWN, free_port
 from mtlbench.results.records import read_summary
 from mtlbench.train import train
@@ -39,6 +41,7 @@ WORDS = (
         "train", "val", "test")),
     "benchmark.tasks.translation.max_length=8", "benchmark.tasks.translation.generate_examples=20",
 )  # fmt: skip
+FSDP = "trainer.strategy=fsdp"
 # Two datasets of different sizes, with labels missing here and there.
 PAIR = """
 name: pair
@@ -88,12 +91,18 @@ CASES = [
         benchmark="pair",
     ),
     Case("texts", (*WORDS, "balancer=uncertainty"), batch_size=8, benchmark="words"),
+    *(digits(name, FSDP, name=f"{name} in shards") for name in ("equal", "uncertainty", "famo", "gradnorm")),
+    digits("pcgrad", FSDP, "+callbacks.held={_target_: tests.lit.accidents.Held}", name="pcgrad in shards"),
+    digits("graddrop", FSDP, "trainer.gradient_clip_algorithm=value", name="values clipped in shards"),
+    digits("upgrad", FSDP, "trainer.accumulate_grad_batches=2", "optimizer=sgd", name="accumulated in shards"),
+    Case("texts in shards", (*WORDS, "balancer=uncertainty", FSDP), batch_size=8, benchmark="words"),
 ]
 
 
 def cfg_of(case: Case, folder: Path, *, ranks: int) -> DictConfig:
     cfg = config(
-        *case.overrides, f"data.batch_size={case.batch_size // ranks}", f"trainer.devices={ranks}", "threads=1",
+        *(given for given in case.overrides if ranks > 1 or given != FSDP),
+        f"data.batch_size={case.batch_size // ranks}", f"trainer.devices={ranks}", "threads=1",
         *(["encoder=mlp", f"data.dir={folder}"] if case.benchmark == "pair" else []),
         *([f"+callbacks.watch={{_target_: tests.lit.accidents.Watch, path: {folder}/digests_{case.name}.json}}"]
           if ranks > 1 else []),
@@ -128,7 +137,7 @@ def work(rank: int, size: int, port: int, folder: Path, cases: Sequence[Case]) -
     join(rank, size, port)
     for case in cases:
         cfg = cfg_of(case, folder, ranks=size)
-        if case.name == "pcgrad":
+        if case.name in ("pcgrad", "famo in shards"):
             killed(cfg, run_dir=folder / case.name, at=(1, 1))
         train(cfg, run_dir=folder / case.name)
     batch_norm(rank, folder)
@@ -178,10 +187,12 @@ def check(case: Case, folder: Path, alone: Path, *, ranks: int) -> None:
         assert here[key] == there[key], key
     for (name, a), b in zip(weights(folder / case.name).items(), weights(alone).values(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=case.tolerance, msg=lambda text, name=name: f"{name}: {text}")
+    a, b = (load_file(path / "model.safetensors") for path in (folder / case.name, alone))
+    torch.testing.assert_close(a, b, rtol=0, atol=case.tolerance)
     if case.name == "bf16":  # whose predictions may tip over
         return
     exact = case.tolerance < 1e-9
-    close = 1e-6 if case.name == "texts" else 1e-9  # perplexity is summed in float32
+    close = 1e-6 if case.benchmark == "words" else 1e-9  # perplexity is summed in float32
     pd.testing.assert_frame_equal(
         curves(folder / case.name), curves(alone), rtol=close if exact else 1e-4, atol=1e-9 if exact else 1e-5
     )
@@ -203,6 +214,15 @@ def test_all_ranks_are_equal_to_the_bit_after_every_step(two: Path) -> None:
         steps = json.loads((two / f"digests_{case.name}.json").read_text())
         assert len({digest for ranks in steps for digest in ranks}) > 1, "nothing was learnt"
         assert all(len(set(ranks)) == 1 for ranks in steps), case.name
+
+
+def test_each_rank_has_a_part_of_what_is_sharded(two: Path) -> None:
+    """Numbers that a rank holds between steps, weights and Adam's two moments of each."""
+    whole = sum(value.numel() for name, value in weights(two / "pcgrad in shards").items() if "heads" not in name)
+    heads = sum(value.numel() for name, value in weights(two / "pcgrad in shards").items() if "heads" in name)
+    held = json.loads((two / "pcgrad in shards" / "held.json").read_text())
+    assert sum(held) == 3 * (whole + 2 * heads)
+    assert max(held) < 3 * (0.6 * whole + heads)
 
 
 def test_a_checkpoint_of_another_number_of_ranks_is_refused(two: Path, tmp_path: Path) -> None:

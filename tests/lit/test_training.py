@@ -256,8 +256,8 @@ def test_what_a_trainers_node_leaves_out_is_lightnings_default(run: Run) -> None
 
 def test_other_strategies_are_refused() -> None:
     """Past the command line's own check too."""
-    with pytest.raises(ValueError, match="strategy='fsdp': expected auto or ddp"):
-        make_trainer(strategy="fsdp")
+    with pytest.raises(ValueError, match="strategy='zero': expected auto, ddp or fsdp"):
+        make_trainer(strategy="zero")
     with pytest.raises(ValueError, match="2 devices take as many processes, and this is one alone"):
         make_trainer(devices=2, accelerator="cpu")
     module = SimpleNamespace(trainer=SimpleNamespace(strategy=DDPStrategy()))
