@@ -58,6 +58,8 @@ class FAMO(Scalarizer):
     Note:
         The official class adds 1e-8 to l - b, has gamma 1e-5, and clips the gradient at norm 1 (here the trainer's
         flag). Its second forward draws dropout anew and moves BatchNorm's statistics; here neither.
+        Give it losses in float64, as `MultiTaskModule` does, also of a float32 network: delta is small, and the
+        rounding of a float32 mean moves the weights by some 4e-6 in 30 steps.
     """
 
     needs_after_step = True

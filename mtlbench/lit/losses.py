@@ -28,6 +28,11 @@ def sums(losses: Losses, counts: Counts, *, tasks: Sequence[str], ranks: Ranks) 
     return ranks.sum(found)
 
 
+def in_float64(tensor: Tensor) -> Tensor:
+    """Numbers in float64; class indices stay."""
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
 class InitialLosses(nn.Module):
     """Divides each task's loss by the first one that it had, over all ranks."""
 

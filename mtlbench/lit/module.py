@@ -22,7 +22,7 @@ from mtlbench.gradients.ranks import Ranks
 from mtlbench.lit.devices import average_statistics, check_strategy
 from mtlbench.lit.epoch import EpochMeans
 from mtlbench.lit.evaluation import Evaluation
-from mtlbench.lit.losses import InitialLosses, losses_again
+from mtlbench.lit.losses import InitialLosses, in_float64, losses_again
 from mtlbench.lit.optim import any_gradient, build_optimizer, build_schedule, clip, total_steps
 from mtlbench.models.multitask import MultiTaskModel
 from mtlbench.tasks import Task
@@ -77,7 +77,7 @@ class MultiTaskModule(LightningModule):
         super().__init__()
         self.model, self.balancer, self.seed = model, balancer, seed
         self.tasks = {task.name: task for task in tasks}
-        self._engine_options = engine
+        self._options = engine
         self.engine = self.make_engine()
         self.joint = joint
         self._generating = {task.name for task in tasks if task.generates}
@@ -103,9 +103,8 @@ class MultiTaskModule(LightningModule):
 
     def make_engine(self) -> GradientEngine:
         """One of the model's present parameters."""
-        model = self.model
         return GradientEngine(
-            model.shared(), self.balancer, tasks=list(self.tasks), private=model.private(), **self._engine_options
+            self.model.shared(), self.balancer, tasks=list(self.tasks), private=self.model.private(), **self._options
         )
 
     # ---------------------------------------------------------------- one step
@@ -138,7 +137,10 @@ class MultiTaskModule(LightningModule):
         for part in batch.values():
             for name, targets in part["targets"].items():
                 if name in outputs:
-                    losses[name], counts[name] = self.tasks[name].loss(outputs[name], targets)
+                    output = outputs[name]
+                    if self.balancer.needs_after_step:  # of how little a loss changes, float32 keeps few digits
+                        output, targets = in_float64(output), in_float64(targets)
+                    losses[name], counts[name] = self.tasks[name].loss(output, targets)
         return losses if self.loss_scale is None else self.loss_scale(losses, counts), counts
 
     def _seed_forward(self, batch_idx: int, index: int) -> None:

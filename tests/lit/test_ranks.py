@@ -77,6 +77,7 @@ CASES = [
     digits("independent", "trainer.accumulate_grad_batches=2", name="apart and accumulated"),
     digits("imtl", "loss_scale=initial", "callbacks=early_stopping", name="scaled by initial losses"),
     Case("float32", (*DIGITS, "balancer=pcgrad"), tolerance=1e-6),
+    Case("famo in float32", (*DIGITS, "balancer=famo"), tolerance=1e-6),
     Case("bf16", (*DIGITS, "balancer=mgda", "trainer.precision=bf16-mixed"), tolerance=2e-2),
     Case(
         "missing labels",
