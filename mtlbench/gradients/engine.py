@@ -184,7 +184,6 @@ class GradientEngine:
         self._refresh.load_state_dict(state)
         self._measure.load_state_dict(state)
 
-    @torch.enable_grad()  # as `loss.backward()` works under `no_grad`
     def backward(
         self,
         losses: Losses | Sequence[Losses],
@@ -223,7 +222,10 @@ class GradientEngine:
                 than a percent of a step.
         """
         try:
-            return self._backward(losses, counts, scale=scale, accumulate=accumulate)
+            if torch.is_grad_enabled():
+                return self._backward(losses, counts, scale=scale, accumulate=accumulate)
+            with torch.enable_grad():  # as `loss.backward()` works under `no_grad`
+                return self._backward(losses, counts, scale=scale, accumulate=accumulate)
         except BaseException:
             self._forget()
             raise

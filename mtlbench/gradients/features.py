@@ -124,7 +124,8 @@ class FeatureRows(Rows):
             here = Rows(features, [], num_tasks=len(self.counts), weigh=False, ranks=self._ranks, columns="own")
             here.add(batch, factor, retain_graph=True)
             products = here.gramian(here.mean().jacobian, [0] * len(features))[0].cpu()
-            index, counts = torch.tensor(batch.totals.active), batch.totals.counts
+            index = torch.tensor(batch.totals.active)
+            counts = torch.tensor(batch.totals.counts, dtype=torch.float64)
             self._products[index[:, None], index] += products * torch.outer(counts, counts)
         super().add(batch, factor, retain_graph=retain_graph)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -19,18 +18,17 @@ class Totals(NamedTuple):
     Attributes:
         active: their indices, ascending.
         means: (A,) mean losses, float64 on the CPU.
-        counts: (A,) labelled elements behind each, float64 on the CPU.
+        counts: labelled elements behind each.
         bad: (W, T) which losses of which rank are not finite; None where all are.
     """
 
     active: list[int]
     means: Tensor
-    counts: Tensor
+    counts: list[float]
     bad: Tensor | None
 
 
-@dataclass(frozen=True)
-class MicroBatch:
+class MicroBatch(NamedTuple):
     """The tasks of a micro-batch that have labels on this rank.
 
     Attributes:
@@ -38,7 +36,8 @@ class MicroBatch:
         losses: their () losses, attached to the graph.
         stacked: (a,) the same in one tensor, for one backward of all; one task's backward must start from its own
             loss, or zeros would run through the networks of the others.
-        counts: (a,) labelled elements behind each, float64 on the CPU.
+        exact: (a,) that in float64.
+        counts: labelled elements behind each.
         totals: the same micro-batch over all ranks.
         alone: there is no other rank: the totals are of these losses.
     """
@@ -46,7 +45,8 @@ class MicroBatch:
     active: list[int]
     losses: list[Tensor]
     stacked: Tensor
-    counts: Tensor
+    exact: Tensor
+    counts: list[float]
     totals: Totals
     alone: bool
 
@@ -58,7 +58,10 @@ class MicroBatch:
         if self.alone:
             return values
         places = [self.totals.active.index(task) for task in self.active]
-        return values.cpu()[places] * self.counts / self.totals.counts[places]
+        here, all_ranks = torch.tensor(
+            [self.counts, [self.totals.counts[place] for place in places]], dtype=torch.float64
+        )
+        return values.cpu()[places] * here / all_ranks
 
 
 def read(
@@ -83,31 +86,33 @@ def read(
             raise ValueError(f"counts must name every task with a loss; {missing} are missing.")
         numbers = _numbers([counts[name] for _, name in present])
         present = [task for task, number in zip(present, numbers, strict=True) if number > 0]
-        sizes = torch.tensor([number for number in numbers if number > 0], dtype=torch.float64)
+        numbers = [number for number in numbers if number > 0]
     else:
-        sizes = torch.ones(len(present), dtype=torch.float64)
+        numbers = [1.0] * len(present)
     tensors = [losses[name] for _, name in present]
     for (_, name), loss in zip(present, tensors, strict=True):
         if loss.ndim or not loss.requires_grad:
             raise ValueError(f"The loss of task {name!r} must be a scalar that requires grad, got {loss!r}.")
     stacked = torch.stack(tensors) if tensors else torch.empty(0)
-    means = stacked.detach().to("cpu", torch.float64)
+    exact = stacked.double()
+    means = exact.detach().cpu()
     active = [index for index, _ in present]
     alone = ranks.size == 1
     if alone and math.isfinite(sum(means.tolist())):  # without the cost and the rounding of sums; one NaN makes it NaN
-        totals = Totals(active, means, sizes, None)
+        totals = Totals(active, means, numbers, None)
     else:
-        totals = _totals(active, means, sizes, len(tasks), ranks)
-    return MicroBatch(active, tensors, stacked, sizes, totals, alone)
+        totals = _totals(active, means, numbers, len(tasks), ranks)
+    return MicroBatch(active, tensors, stacked, exact, numbers, totals, alone)
 
 
-def _totals(active: list[int], means: Tensor, counts: Tensor, num_tasks: int, ranks: Ranks) -> Totals:
+def _totals(active: list[int], means: Tensor, numbers: list[float], num_tasks: int, ranks: Ranks) -> Totals:
+    counts = torch.tensor(numbers, dtype=torch.float64)
     row = torch.zeros(3, num_tasks, dtype=torch.float64)
     row[:, active] = torch.stack([counts, counts * means, (~means.isfinite()).double()])
     table = ranks.table(row.view(-1)).view(-1, 3, num_tasks)
     totals, sums = table[:, 0].sum(0), table[:, 1].sum(0)
     found, bad = totals.nonzero().flatten(), table[:, 2] > 0
-    return Totals(found.tolist(), sums[found] / totals[found], totals[found], bad if bad.any() else None)
+    return Totals(found.tolist(), sums[found] / totals[found], totals[found].tolist(), bad if bad.any() else None)
 
 
 def _numbers(values: Sequence[Tensor | float]) -> list[float]:

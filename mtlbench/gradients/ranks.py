@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+BUILT = dist.is_available()  # torch may have been built without
+
 
 class Ranks:
     """The ranks of a process group; one alone where none is set up. Every call is one of all ranks.
@@ -25,8 +27,7 @@ class Ranks:
     @property
     def size(self) -> int:
         """Number of ranks; 1 before a process group is there."""
-        there = dist.is_available() and dist.is_initialized()
-        return dist.get_world_size(self._group) if there else 1
+        return dist.get_world_size(self._group) if BUILT and dist.is_initialized() else 1
 
     @property
     def rank(self) -> int:

@@ -90,10 +90,11 @@ class Rows:
     def add(self, batch: MicroBatch, factor: float, *, retain_graph: bool = False) -> None:
         """One backward for each active task, from its loss times `factor`."""
         totals = batch.totals
-        counts = torch.ones_like(totals.counts)
-        sizes, parts = torch.ones_like(batch.counts), batch.mine(counts)
+        counts = torch.ones(len(totals.active), dtype=torch.float64)
+        sizes, parts = [1.0] * len(batch.active), batch.mine(counts)
         if self._weigh:  # of the gradients, not on a loss: in half precision that would be rounded, or infinite
-            counts, sizes, parts = totals.counts, batch.counts, sizes
+            parts = torch.tensor(sizes, dtype=torch.float64)
+            counts, sizes = torch.tensor(totals.counts, dtype=torch.float64), batch.counts
         self.sums[totals.active] += counts * totals.means
         self.counts[totals.active] += counts
         # In the losses' type, where a scaler's scale may be infinite: the step is skipped.
@@ -102,7 +103,7 @@ class Rows:
             retain = retain_graph or position + 1 < len(batch.losses)
             cotangent = torch.full_like(loss, scales[position])
             take = partial(torch.autograd.grad, loss, grad_outputs=cotangent, retain_graph=retain, allow_unused=True)
-            self._add_row(task, of_training(self._inputs, take), float(sizes[position]))
+            self._add_row(task, of_training(self._inputs, take), sizes[position])
 
     def _add_row(self, task: int, grads: Sequence[Tensor | None], size: float) -> None:
         shared, private = grads[: len(self._shared)], grads[len(self._shared) :]

@@ -182,16 +182,17 @@ class Ways:
         if not batch.alone or self._match or any(p.device != batch.stacked.device for p in own):
             weights = asking.objective_weights(self._balancer, active, means, factor)
             return self.by_one_backward(batch, weights, factor, private=self._private)
-        losses = batch.stacked.double()
-        value = asking.objective(self._balancer, active, losses)
+        value = asking.objective(self._balancer, active, batch.exact)
+        if factor != 1:
+            value = value * factor
         parameters = [*own, *self._shared, *self._private]
-        cotangent = torch.full_like(value, factor)
         slopes, *grads = of_training(
-            [losses, *parameters], lambda asked: torch.autograd.grad(value, asked, cotangent, allow_unused=True)
+            [batch.exact, *parameters], lambda asked: torch.autograd.grad(value, asked, allow_unused=True)
         )
         assert slopes is not None
         write(parameters, grads)
-        return self._record(active, means, slopes[None] / factor, None)  # numbers of its own
+        weights = torch.stack([slopes])  # numbers of its own
+        return self._record(active, means, weights if factor == 1 else weights / factor, None)
 
     def by_kept_weights(self, batch: MicroBatch, weights: Tensor, factor: float) -> BalanceRecord:
         """A Weighting that is not asked: one backward with (1, A) weights of an earlier step."""
