@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from operator import mul
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mtlbench.balancing.base import Property, TaskSpec, Weighting, index_of
 from mtlbench.balancing.checks import number, one_of
-from mtlbench.balancing.groups import to_array
-from mtlbench.linalg import Array
 
 Parametrization = Literal["weights", "softmax"]
 
 
-def gradnorm_targets(norms: Array, ratios: Array, *, alpha: float = 1.5) -> Array:
+def gradnorm_targets(norms: Sequence[float], ratios: Sequence[float], *, alpha: float = 1.5) -> list[float]:
     """(A,) norms to aim at: the mean norm times r^alpha, r the loss ratios L(t)/L(0) over their mean."""
-    mean = ratios.mean()
-    rates = ratios / mean if mean > 0 else np.ones_like(ratios)
-    targets: Array = norms.mean() * rates**alpha
-    return targets
+    level, mean = sum(norms) / len(norms), sum(ratios) / len(ratios)
+    return [level * _power(ratio / mean if mean > 0 else 1.0, alpha) for ratio in ratios]
+
+
+def _power(base: float, exponent: float) -> float:
+    try:
+        return base**exponent
+    except OverflowError:
+        return math.inf
 
 
 def gradnorm_update(
-    weights: Array,
-    lengths: Array,
-    ratios: Array,
+    weights: Sequence[float],
+    lengths: Sequence[float],
+    ratios: Sequence[float],
     *,
     alpha: float = 1.5,
     lr: float = 0.025,
     parametrization: Parametrization = "weights",
     minimum: float = 1e-6,
-) -> Array:
+) -> list[float]:
     """One step of gradient descent on the weights, whose sum is kept.
 
     Args:
@@ -49,16 +53,25 @@ def gradnorm_update(
     Returns:
         (A,) the next step's weights.
     """
-    norms = weights * lengths
-    gradient = np.sign(norms - gradnorm_targets(norms, ratios, alpha=alpha)) * lengths
-    total = weights.sum()
+    norms = [weight * length for weight, length in zip(weights, lengths, strict=True)]
+    targets = gradnorm_targets(norms, ratios, alpha=alpha)
+    gradient = [
+        length if norm > target else -length if norm < target else 0.0
+        for norm, target, length in zip(norms, targets, lengths, strict=True)
+    ]
+    total = sum(weights)
     if parametrization == "softmax":
-        slope = weights * (gradient - (gradient @ weights) / total)
-        logits = np.log(weights) - lr * slope
-        updated = np.exp(logits - logits.max())
+        mean = sum(map(mul, gradient, weights)) / total
+        logits = [
+            (math.log(weight) if weight else -math.inf) - lr * weight * (slope - mean)
+            for weight, slope in zip(weights, gradient, strict=True)
+        ]
+        top = max(logits)
+        updated = [math.exp(logit - top) for logit in logits]
     else:
-        updated = np.maximum(weights - lr * gradient, minimum)
-    return updated * (total / updated.sum())
+        updated = [max(weight - lr * slope, minimum) for weight, slope in zip(weights, gradient, strict=True)]
+    share = total / sum(updated)
+    return [weight * share for weight in updated]
 
 
 class GradNorm(Weighting):
@@ -126,41 +139,42 @@ class GradNorm(Weighting):
 
     def forward(self, gramian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
         index = index_of(active, self.weights)
-        weights = to_array(self.weights[index]).copy()  # the step's own
-        current, first = to_array(losses), to_array(self.initial_losses[index])
-        if self.initial == "first_step" and np.isnan(first).any():
-            first = np.where(np.isnan(first), current, first)
-            self.initial_losses[index] = torch.from_numpy(first).to(self.initial_losses)
+        weights = self.weights[index].clone()  # the step's own
+        current, first = losses.tolist(), self.initial_losses[index].tolist()
+        if self.initial == "first_step" and any(map(math.isnan, first)):
+            first = [now if math.isnan(then) else then for then, now in zip(first, current, strict=True)]
+            self.initial_losses[index] = self.initial_losses.new_tensor(first)
         self.status = "solved"
-        if not np.isnan(first).any():
+        if not any(map(math.isnan, first)):
             self._check(current, first, active)
-            lengths = np.sqrt(to_array(gramian).diagonal(axis1=1, axis2=2).sum(0))
-            if lengths.any() and current.any():
+            squares = gramian.diagonal(dim1=1, dim2=2).sum(0).tolist()
+            if any(squares) and any(current):
+                # Plain floats: for so few numbers, and not in the cache after a backward, numpy takes twice as long.
                 updated = gradnorm_update(
-                    weights,
-                    lengths,
-                    current / first,
+                    weights.tolist(),
+                    [math.sqrt(max(square, 0.0)) for square in squares],
+                    [now / then for now, then in zip(current, first, strict=True)],
                     alpha=self.alpha,
                     lr=self.lr,
                     parametrization=self.parametrization,
                     minimum=self.minimum,
                 )
-                self.weights[index] = torch.from_numpy(updated).to(self.weights)
+                self.weights[index] = self.weights.new_tensor(updated)
             else:
                 self.status = "degenerate"
-        return torch.from_numpy(weights).to(gramian).expand(len(gramian), -1)
+        return weights.to(gramian).expand(len(gramian), -1)
 
     def end_epoch(self, mean_losses: Tensor) -> None:
         if self.initial == "first_epoch":
             means = mean_losses.to(self.initial_losses)
             self.initial_losses.copy_(torch.where(self.initial_losses.isnan(), means, self.initial_losses))
 
-    def _check(self, current: Array, first: Array, active: Tensor | None) -> None:
-        bad = np.flatnonzero((current < 0) | (first <= 0))
-        if len(bad):
-            task = int(bad[0]) if active is None else int(active[bad[0]])
-            raise ValueError(
-                f"GradNorm divides losses by their first values and needs them positive; task {self.names[task]!r} "
-                f"has {current[bad[0]]:.6g}, and {first[bad[0]]:.6g} at first. Use a loss bounded below by 0, or "
-                "another balancer."
-            )
+    def _check(self, current: Sequence[float], first: Sequence[float], active: Tensor | None) -> None:
+        for place, (now, then) in enumerate(zip(current, first, strict=True)):
+            if now < 0 or then <= 0:
+                task = place if active is None else int(active[place])
+                raise ValueError(
+                    "GradNorm divides losses by their first values and needs them positive; task "
+                    f"{self.names[task]!r} has {now:.6g}, and {then:.6g} at first. Use a loss bounded below by 0, or "
+                    "another balancer."
+                )

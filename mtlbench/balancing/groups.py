@@ -15,7 +15,7 @@ from mtlbench.linalg import Array
 
 def to_array(given: Tensor) -> Array:
     """The numbers in float64, on the CPU."""
-    array: Array = given.double().numpy(force=True)
+    array: Array = given.detach().to("cpu", torch.float64).numpy()
     return array
 
 

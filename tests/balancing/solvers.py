@@ -18,11 +18,13 @@ from mtlbench.linalg.halfspaces import least_change as _least_change
 def _to_tensor(found: Any) -> Any:
     if isinstance(found, tuple):
         return tuple(_to_tensor(one) for one in found)
+    if isinstance(found, list):
+        return torch.tensor(found, dtype=torch.float64)
     return torch.from_numpy(found) if isinstance(found, np.ndarray) else found
 
 
 def on_tensors(solve: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function of tensors, with tensors for the arrays in its result."""
+    """The same function of tensors, with tensors for the arrays and lists in its result."""
 
     @functools.wraps(solve)
     def solved(*given: Any, **options: Any) -> Any:
