@@ -30,15 +30,24 @@ class Backwards:
     Args:
         graph: of the losses.
         losses: of the active tasks, A of T.
+        stacked: (A,) the same in one tensor.
         factor: on each.
         private: parameters.
         again: whether the losses are gone back from once more at the end, by `weighted`.
     """
 
     def __init__(
-        self, graph: Graph, losses: Sequence[Tensor], factor: float, private: Sequence[nn.Parameter], *, again: bool
+        self,
+        graph: Graph,
+        losses: Sequence[Tensor],
+        stacked: Tensor,
+        factor: float,
+        private: Sequence[nn.Parameter],
+        *,
+        again: bool,
     ) -> None:
-        self._graph, self._losses, self._factor, self._parameters = graph, losses, factor, private
+        self._graph, self._losses, self._together = graph, losses, stacked
+        self._factor, self._parameters = factor, private
         self.again = again
         self._at_cut: dict[int, Tensor | None] = {}
         self._stack: Tensor | None = None  # (A, ...) all of them in one
@@ -69,7 +78,7 @@ class Backwards:
             if part is not None:
                 parts.append(part)
 
-        hooks = [use.node.register_hook(partial(note, use.slot)) for use in self._graph.heads]
+        hooks = [node.register_hook(partial(note, slot)) for node, slot in self._graph.heads]
         try:
             # What lies before the cut is kept: it is little, and the first step's check goes through it again.
             self._of_loss(task, [cut], retain=True)
@@ -92,16 +101,16 @@ class Backwards:
         before = _before_relu(cut) if self._plain else None
         passes = None if before is None else cut.node._saved_result  # type: ignore[attr-defined]
         hooks = [
-            use.node.register_hook(partial(self._note, nodes[use.node].bit_length() - 1, use.slot, passes))
-            for use in self._graph.heads
+            node.register_hook(partial(self._note, nodes[node].bit_length() - 1, slot, passes))
+            for node, slot in self._graph.heads
         ]
         reach = self._graph.reach
         own = [i for i, p in enumerate(self._parameters) if reach.get(id(p), 0)]
         try:
             grads = torch.autograd.grad(
-                self._losses,
+                self._together,
                 [cut, *(self._parameters[i] for i in own)],  # type: ignore[arg-type]
-                [torch.full_like(loss, self._factor) for loss in self._losses],
+                torch.full_like(self._together, self._factor),
                 retain_graph=True,
                 allow_unused=True,
             )
@@ -198,6 +207,9 @@ class Backwards:
 
     def sum_at_cut(self, weights: Tensor | None = None) -> Tensor | None:
         """Of all tasks, with weights (A,)."""
+        if self._stack is not None and self._first is not None:
+            rows = self._stack.flatten(1)
+            return (rows.sum(0) if weights is None else weights.to(rows) @ rows).view_as(self._stack[0])
         total: Tensor | None = None
         for task, factor in enumerate([1.0] * len(self) if weights is None else weights.tolist()):
             one = self.at_cut(task)
@@ -209,8 +221,8 @@ class Backwards:
         """The gradients of the losses' sum with weights (A,)."""
         if self.cut is not None:
             return self._of_cut(self.sum_at_cut(weights), parameters, retain=retain)
-        cotangents = [factor.to(loss) for loss, factor in zip(self._losses, weights * self._factor, strict=True)]
-        return torch.autograd.grad(self._losses, parameters, cotangents, retain_graph=retain, allow_unused=True)
+        cotangent = (weights * self._factor).to(self._together)
+        return torch.autograd.grad(self._together, parameters, cotangent, retain_graph=retain, allow_unused=True)
 
     def _of_cut(self, cotangent: Tensor | None, asked: Sequence[Asked], *, retain: bool) -> Sequence[Tensor | None]:
         if cotangent is None or self.cut is None or not asked:

@@ -71,12 +71,13 @@ def kind(node: Node) -> str:
 
 def product_of(graph: Graph, use: Use) -> tuple[Any, bool] | None:
     """The product x W' (True) or x W (False) that a use of W is in; None where it is in another operation."""
-    node, slot, out_in = use.node, use.slot, False
+    node, slot = use
+    out_in = False
     if kind(node) == "TBackward0":
-        reader = graph.readers[node]
-        if reader is None:
+        (node, slot), *more = graph.readers[node]
+        out_in = True
+        if more:
             return None
-        node, slot, out_in = reader.node, reader.slot, True
     if kind(node) == "AddmmBackward0" and slot == 2 and node._saved_alpha == node._saved_beta == 1:
         return node, out_in
     return (node, out_in) if kind(node) == "MmBackward0" and slot == 1 else None
@@ -147,8 +148,8 @@ def _in_out(weight: Tensor, out_in: bool) -> tuple[int, int]:
 def _added_to(graph: Graph, parameter: Tensor) -> frozenset[Node]:
     """The products or convolutions that a parameter is added to; empty where it is used otherwise too."""
     uses = graph.uses.get(id(parameter), [])
-    if all((kind(use.node), use.slot) in (("AddmmBackward0", 0), (CONVOLUTION, 2)) for use in uses):
-        return frozenset(use.node for use in uses)
+    if all((kind(node), slot) in (("AddmmBackward0", 0), (CONVOLUTION, 2)) for node, slot in uses):
+        return frozenset(node for node, _ in uses)
     return frozenset()
 
 

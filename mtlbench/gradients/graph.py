@@ -10,8 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from heapq import heappop, heappush
-from itertools import count
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,18 +18,9 @@ from torch.autograd.graph import GradientEdge, Node
 
 Shape = Sequence[int]
 LEAF: Any = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]
-
-
-class Use(NamedTuple):
-    """One operation that reads a parameter.
-
-    Attributes:
-        node: of the operation; what it saved for its gradient are attributes with names of their own.
-        slot: which of its inputs the parameter is.
-    """
-
-    node: Any
-    slot: int
+# One operation that reads a tensor: its node, where what it saved for its gradient are attributes with names of their
+# own, and which of its inputs the tensor is. A plain pair: some are made for every node of a graph, at every step.
+Use = tuple[Any, int]
 
 
 @dataclass(frozen=True)
@@ -41,7 +31,7 @@ class Graph:
         nodes: of all operations behind the losses, each with the tasks that reach it: bit k for the k-th loss.
         uses: of each leaf, by id.
         reach: the tasks that reach each leaf, by id.
-        readers: the one use of each node's result; None where several are made of it.
+        readers: the uses of each node's results.
         cut: the one result through which alone all losses reach shared parameters; None where there is none, or
             where a private parameter lies behind it too.
         mixed: whether tasks also have operations or private parameters before the cut in common.
@@ -52,7 +42,7 @@ class Graph:
     nodes: dict[Node, int]
     uses: dict[int, list[Use]]
     reach: dict[int, int]
-    readers: dict[Node, Use | None]
+    readers: dict[Node, list[Use]]
     cut: GradientEdge | None
     mixed: bool
     heads: list[Use]
@@ -103,24 +93,23 @@ def read(losses: Sequence[Tensor], shared: Collection[int], private: Collection[
     """
     nodes: dict[Node, int] = {}
     outputs: dict[Node, int | None] = {}  # which of a node's results is used; None: several
-    readers: dict[Node, Use | None] = {}
+    readers: dict[Node, list[Use]] = {}
     uses: dict[int, list[Use]] = {}
     reach: dict[int, int] = {}
-    queue: list[tuple[int, int, Node]] = []
-    serial = count()  # of several threads, nodes may have one number
+    queue: list[tuple[int, int, Node]] = []  # of several threads, nodes may have one number: then the first first
     met = False  # a shared parameter
     for task, loss in enumerate(losses):
-        edge = torch.autograd.graph.get_gradient_edge(loss)
-        if type(edge.node) is LEAF:  # the loss is a parameter
+        root, output = loss.grad_fn, loss.output_nr
+        if root is None:  # the loss is a parameter
             reach[id(loss)] = reach.get(id(loss), 0) | 1 << task
             met = True
             continue
-        if edge.node not in nodes:
-            heappush(queue, (-_number(edge.node), next(serial), edge.node))
-            nodes[edge.node], outputs[edge.node] = 0, edge.output_nr
-        elif outputs[edge.node] != edge.output_nr:
-            outputs[edge.node] = None
-        nodes[edge.node] |= 1 << task
+        if root not in nodes:
+            heappush(queue, (-root._sequence_nr(), len(nodes), root))
+            nodes[root], outputs[root], readers[root] = 0, output, []
+        elif outputs[root] != output:
+            outputs[root] = None
+        nodes[root] |= 1 << task
     order: list[Node] = []
     done: set[Node] = set()
     cut: Node | None = None
@@ -140,7 +129,7 @@ def read(losses: Sequence[Tensor], shared: Collection[int], private: Collection[
                 if not variable.requires_grad:  # frozen since
                     continue
                 leaf = id(variable)
-                uses.setdefault(leaf, []).append(Use(node, slot))
+                uses.setdefault(leaf, []).append((node, slot))
                 reach[leaf] = reach.get(leaf, 0) | mask
                 met = met or leaf in shared
                 if cut is not None and leaf in private:
@@ -148,12 +137,12 @@ def read(losses: Sequence[Tensor], shared: Collection[int], private: Collection[
             elif source in nodes:
                 ordered = ordered and source not in done
                 nodes[source] |= mask
-                readers[source] = None
+                readers[source].append((node, slot))
                 if outputs[source] != output:
                     outputs[source] = None
             else:
-                nodes[source], outputs[source], readers[source] = mask, output, Use(node, slot)
-                heappush(queue, (-_number(source), next(serial), source))
+                heappush(queue, (-source._sequence_nr(), len(nodes), source))
+                nodes[source], outputs[source], readers[source] = mask, output, [(node, slot)]
     if not ordered:  # several threads made it, which number by themselves: any task may reach anything
         reach = dict.fromkeys(reach, (1 << len(losses)) - 1)
         cut = None
@@ -161,10 +150,8 @@ def read(losses: Sequence[Tensor], shared: Collection[int], private: Collection[
         return Graph(nodes, uses, reach, readers, None, True, [], order)
     before = order[:first]
     mixed = any(_several(nodes[node]) for node in before) or any(_several(reach.get(leaf, 0)) for leaf in private)
-    heads = [
-        Use(node, slot) for node in before for slot, (source, _) in enumerate(node.next_functions) if source is cut
-    ]
-    return Graph(nodes, uses, reach, readers, GradientEdge(cut, outputs[cut] or 0), mixed, heads, order[first:])
+    edge = GradientEdge(cut, outputs[cut] or 0)
+    return Graph(nodes, uses, reach, readers, edge, mixed, readers.get(cut, []), order[first:])
 
 
 def _of_one_shape(node: Any, output: int | None) -> bool:
@@ -175,7 +162,3 @@ def _of_one_shape(node: Any, output: int | None) -> bool:
 def _several(tasks: int) -> bool:
     """Whether more than one bit is set."""
     return tasks & (tasks - 1) != 0
-
-
-def _number(node: Node) -> int:
-    return node._sequence_nr()

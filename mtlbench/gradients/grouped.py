@@ -96,7 +96,7 @@ class Plan:
             rules = [rule_of(self._graph, use) for use in uses]
             self._rules[index] = [rule for rule in rules if rule is not None]
             if len(self._rules[index]) < len(rules):
-                operations = ", ".join(sorted({kind(use.node) for use in uses}))
+                operations = ", ".join(sorted({kind(node) for node, _ in uses}))
                 return (
                     f"{name} is read by {operations}, checkpointed, in another precision or not known to go row by row"
                 )
@@ -152,9 +152,9 @@ class Plan:
 
 def _edge_of_rows(graph: Graph, node: Any, why: dict[Node, Node]) -> GradientEdge:
     """Where the gradient of an embedding is taken row by row."""
-    reader = graph.readers[node]
-    if node in why and reader is not None and kind(reader.node) == "AddBackward0":
-        sum_of, scaled = reader.node, reader.slot == 1 and reader.node._saved_alpha != 1
+    (sum_of, slot), *more = graph.readers[node]
+    if node in why and not more and kind(sum_of) == "AddBackward0":
+        scaled = slot == 1 and sum_of._saved_alpha != 1
         others = shape_of(sum_of)[1:]
         if not scaled and dtype_of(sum_of) == dtype_of(node) and shape_of(node)[-len(others) :] == others:
             # Positions, added to all rows alike: the gradient row by row is that of the sum.

@@ -40,7 +40,7 @@ class LayerGradients:
             for product in part.products():
                 if total is None:
                     total = torch.zeros(num_groups, tasks, tasks, dtype=torch.float64, device=product.device)
-                total[part.group] += product
+                total[part.group].add_(product)  # `+=` would copy it to itself once more
         return torch.zeros(num_groups, tasks, tasks, dtype=torch.float64) if total is None else symmetric(total)
 
     def combine(self, weights: Tensor) -> list[Tensor | None]:

@@ -134,6 +134,9 @@ class Product(Part):
         kernel = inputs @ inputs.T
         if len(self.indices) == 2:
             kernel += 1  # the bias: a column of ones beside x
+        if len(kernel) <= BLOCK:
+            yield torch.matmul(kernel, grads).flatten(1) @ grads.flatten(1).T
+            return
         # The kernel is symmetric: its upper triangle, half of the diagonal blocks included, and then the transpose.
         for start in range(0, len(kernel), BLOCK):
             stop = min(start + BLOCK, len(kernel))

@@ -75,7 +75,7 @@ class Routes:
         graph = graphs.read(batch.losses, {id(p) for p in self._shared}, {id(p) for p in self._private})
         wanted = None if measured is None else {id(p) for p in measured}
         chosen = [index for index, p in enumerate(self._shared) if wanted is None or id(p) in wanted]
-        losses = Backwards(graph, batch.losses, factor, self._private, again=measured is not None)
+        losses = Backwards(graph, batch.losses, batch.stacked, factor, self._private, again=measured is not None)
         result = self._grouped(graph, losses, chosen) or self._by_task(graph, losses, chosen)
         if result.parts and result.way not in self._verified:  # the first time that it goes this way
             names = [self._tasks[index] for index in batch.active]

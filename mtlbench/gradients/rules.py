@@ -115,7 +115,8 @@ def rule_of(graph: Graph, use: Use) -> Rule | None:
 
     None where the operation is none that goes row by row, saved it packed, or gives numbers of another type.
     """
-    node, name, slot = use.node, kind(use.node), use.slot
+    node, slot = use
+    name = kind(node)
     product = product_of(graph, use)
     if product is not None:
         return None if packed(product[0]) else Weight(product[0], factor_of(product[0]), product[1])

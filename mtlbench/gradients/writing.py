@@ -29,7 +29,10 @@ def write_private(
             old = sums[index]
             sums[index] = grad if old is None else old + grad
     # Sums over micro-batches are in float32 where parameters are in half precision.
-    grads = [grad if grad is None else grad.to(p.dtype) for grad, p in zip(sums, private, strict=True)]
+    grads = [
+        grad if grad is None or grad.dtype == p.dtype else grad.to(p.dtype)
+        for grad, p in zip(sums, private, strict=True)
+    ]
     write(private, ranks.sum_found(grads, private))
 
 
