@@ -110,6 +110,7 @@ class GradientEngine:
         self._refresh = Refresh(refresh)
         self.step = 0  # named in errors; to be set after a restart
         device = next((p.device for p in partition.parameters([*shared, *private])), torch.device("cpu"))
+        self._device = device.type
         self._ranks = Ranks(process_group, device=device)
         self._rows: Rows | None = None  # the step's micro-batches so far
         self._batch_rows: BatchRows | None = None  # the same of several batches
@@ -222,9 +223,10 @@ class GradientEngine:
                 than a percent of a step.
         """
         try:
-            if torch.is_grad_enabled():
+            if torch.is_grad_enabled() and not torch.is_autocast_enabled(self._device):
                 return self._backward(losses, counts, scale=scale, accumulate=accumulate)
-            with torch.enable_grad():  # as `loss.backward()` works under `no_grad`
+            # As `loss.backward()` works under `no_grad`; and autocast would take inner products in half precision.
+            with torch.enable_grad(), torch.autocast(self._device, enabled=False):
                 return self._backward(losses, counts, scale=scale, accumulate=accumulate)
         except BaseException:
             self._forget()

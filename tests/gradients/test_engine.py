@@ -242,6 +242,21 @@ def test_gradients_may_be_off(kind: type[Balancer]) -> None:
         assert mine is not None and its is not None and torch.equal(mine, its)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_does_not_reach_the_engine(kind: type[Balancer]) -> None:
+    found = []
+    for enabled in (False, True):
+        problem = Problem()
+        problem.encoder, problem.heads = problem.encoder.float(), problem.heads.float()
+        problem.x, problem.y = problem.x.float(), problem.y.float()
+        engine, (losses, _) = engine_for(problem, kind), problem.losses()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            engine.backward(losses)
+        found.append(problem.grads())
+    for one, other in zip(*found, strict=True):
+        assert one is not None and other is not None and torch.equal(one, other)
+
+
 def test_the_balancers_own_parameters_get_their_gradient() -> None:
     problem = Problem()
     engine = engine_for(problem, Nudge)
