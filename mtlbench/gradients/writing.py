@@ -46,14 +46,17 @@ def separate(parameters: Sequence[nn.Parameter]) -> None:
     """Gives every `.grad` numbers of its own, as clipping in place wants them.
 
     Autograd hands one tensor to several parameters (of a sum of two), parts of one that overlap, or one number
-    expanded (of a bias that is summed).
+    expanded (of a bias that is summed). They lie in memory as their parameter does, as `.backward` has it: fused
+    optimizers take both number by number in that order, and would be wrong without a word.
     """
     places: list[tuple[int, int, nn.Parameter]] = []
     for parameter in parameters:
         grad = parameter.grad
         if grad is None or grad.layout is not torch.strided:
             continue
-        if not grad.is_contiguous() and torch.empty_like(grad, device="meta").stride() != grad.stride():
+        if grad.stride() != parameter.stride():
+            parameter.grad = torch.empty_like(parameter, requires_grad=False).copy_(grad)
+        elif not grad.is_contiguous() and torch.empty_like(grad, device="meta").stride() != grad.stride():
             parameter.grad = grad.clone()  # such a copy is dense
         else:
             start = grad.data_ptr()
