@@ -167,9 +167,11 @@ class GradientEngine:
     def gather(self) -> None:
         """Gives sharded modules their whole parameters until the step's gradients are there. For all ranks.
 
-        Needed before forwards that a rank may lack, for want of rows: FSDP2's own gathering takes all of them.
+        Needed before forwards that a rank may lack, for want of rows: FSDP2's own gathering takes all of them. From
+        then on forwards leave the parameters whole, whatever `fully_shard` was told of `reshard_after_forward`. Not
+        between a step's gradients and the optimizer's update, which whole ones would not see.
         """
-        self._shards.gather()
+        self._shards.hold()
 
     def close(self) -> None:
         """Removes the hooks that a measure may have put on shared modules."""

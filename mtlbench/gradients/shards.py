@@ -54,8 +54,9 @@ class Shards:
             if any(isinstance(p, DTensor) for p in left):
                 raise ValueError(
                     "Some parameters are divided over ranks, and gradients of single tasks are of whole ones, which "
-                    "only fully_shard's modules gather: give the engine those modules, not their parameters; and "
-                    "leave tensor parallelism out."
+                    "only fully_shard's modules gather: give the engine those modules, not their parameters nor "
+                    "modules inside them (shard the encoder and the heads by themselves, not the model around them); "
+                    "and leave tensor parallelism out."
                 )
         pairs = zip(whole, divided, strict=True)
         self._pairs = list({id(w): (w, d) for w, d in pairs if isinstance(d, DTensor)}.values())
@@ -81,6 +82,12 @@ class Shards:
         """Gives the modules their whole parameters. For all ranks, before a backward that one of them may lack."""
         for module in self._modules:
             module.unshard()
+
+    def hold(self) -> None:
+        """The same before forwards that a rank may lack: those that run free nothing, or the ranks would differ."""
+        for module in self._modules:
+            module.set_reshard_after_forward(False, recurse=False)
+        self.gather()
 
     def hand_over(self) -> None:
         """Moves each whole parameter's `.grad`, equal on all ranks, to the divided one's: this rank's part of it."""

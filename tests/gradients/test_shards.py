@@ -45,7 +45,7 @@ class Net(nn.Module):
 
 
 def work(rank: int, size: int, folder: str) -> None:
-    """A step of which the second rank has no losses, one that raises, and one with a part that is frozen."""
+    """Steps: the second rank has no losses; one raises; a part is frozen; the second rank has no forward either."""
     meet(rank, size, folder)
     x, found = torch.randn(4, 5, generator=torch.Generator().manual_seed(1)), []
     for method in ("equal", "upgrad"):
@@ -54,8 +54,13 @@ def work(rank: int, size: int, folder: str) -> None:
             fully_shard(module, mesh=init_device_mesh("cpu", (size,)), reshard_after_forward=True)
         engine, other = net.engine(method), whole.engine(method)
         divided = dict(net.named_parameters())
-        for step in range(3):
-            losses, others = net.losses(x), whole.losses(x)
+        for step in range(4):
+            lacks = rank == 1 and step in (0, 3)
+            if step == 3:
+                engine.gather()
+                if not lacks:
+                    net.losses(x)
+            losses, others = {} if lacks and step == 3 else net.losses(x), whole.losses(x)
             if step == 1:
                 with pytest.raises(FloatingPointError):
                     engine.backward({"a": losses["a"] * torch.inf})
@@ -64,8 +69,8 @@ def work(rank: int, size: int, folder: str) -> None:
                 for one in (net, whole):
                     one.encoder["in"].bias.requires_grad_(False)
                 losses, others = net.losses(x), whole.losses(x)
-            engine.backward({} if rank == 1 and step == 0 else losses)
-            other.backward({} if rank == 1 and step == 0 else others)
+            engine.backward({} if lacks else losses)
+            other.backward({} if lacks else others)
             for name, parameter in whole.named_parameters():
                 grad = divided[name].grad
                 assert net.get_parameter(name) is divided[name]
@@ -85,7 +90,7 @@ def work(rank: int, size: int, folder: str) -> None:
 def test_each_rank_keeps_its_part_of_the_gradients(tmp_path: Path) -> None:
     mp.spawn(work, args=(2, str(tmp_path)), nprocs=2)
     for rank in range(2):  # two parameters that nothing reaches, and then the frozen one
-        assert torch.load(tmp_path / f"{rank}.pt") == 2 * [2, 2, 3]
+        assert torch.load(tmp_path / f"{rank}.pt") == 2 * [2, 2, 3, 3]
 
 
 def test_the_options_hold_for_shards_too(alone: Any) -> None:
@@ -132,6 +137,10 @@ def test_what_nothing_gathers_is_refused(alone: Any) -> None:
     fully_shard(net.encoder["in"], mesh=alone)
     with pytest.raises(ValueError, match=r"give the engine those modules, not their parameters"):
         GradientEngine(list(net.encoder.parameters()), build("pcgrad", 2), tasks=("a", "b"), private=net.heads)
+    net = Net()
+    fully_shard(net, mesh=alone)
+    with pytest.raises(ValueError, match=r"shard the encoder and the heads by themselves, not the model around them"):
+        net.engine("equal")
     net = Net()
     parallelize_module(net.encoder, alone, {"in": ColwiseParallel()})
     with pytest.raises(ValueError, match=r"leave tensor parallelism out"):
