@@ -49,21 +49,23 @@ def build_optimizer(
     if not 0 < layer_lr_decay <= 1:
         raise ValueError(f"layer_lr_decay={layer_lr_decay}: expected a number above 0 and at most 1.")
     factors = _stage_factors(model, layer_lr_decay)
-    groups: dict[tuple[float, float | None, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float | None, bool, bool], list[nn.Parameter]] = {}
     encoders = {id(p) for p in model.sharing.parameters()}  # also what decoders have tied to theirs
     heads = {
         id(p): rates.get(task) for task, head in model.heads.items() for p in head.parameters() if id(p) not in encoders
     }
     for parameter in model.parameters():
         if parameter.requires_grad:
-            key = (factors.get(id(parameter), 1.0), heads.get(id(parameter)), parameter.ndim >= 2)
+            # Parts of a sharded encoder by themselves: fused and foreach optimizers take no group of both.
+            part = isinstance(parameter, DTensor)
+            key = (factors.get(id(parameter), 1.0), heads.get(id(parameter)), parameter.ndim >= 2, part)
             groups.setdefault(key, []).append(parameter)
     own = [p for p in balancer.parameters() if p.requires_grad]
     if own:
-        groups.setdefault((1.0, None, False), []).extend(own)
+        groups.setdefault((1.0, None, False, False), []).extend(own)
     ordered = sorted(groups.items(), key=lambda group: -group[0][0])  # the full rate first: that one is recorded
     settings: list[dict[str, Any]] = []
-    for (_, rate, decays), parameters in ordered:
+    for (_, rate, decays, _), parameters in ordered:
         group: dict[str, Any] = {"params": parameters}
         if rate is not None:
             group["lr"] = rate
@@ -71,7 +73,7 @@ def build_optimizer(
             group["weight_decay"] = 0.0
         settings.append(group)
     optimizer = make(settings)
-    for group, ((factor, _, _), _) in zip(optimizer.param_groups, ordered, strict=True):
+    for group, ((factor, *_), _) in zip(optimizer.param_groups, ordered, strict=True):
         group["lr"] *= factor
     return optimizer
 

@@ -52,13 +52,26 @@ class Watch(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         found: list[Any] = [None] * trainer.world_size
-        whole = {name: _whole(value) for name, value in pl_module.state_dict().items()}
-        dist.all_gather_object(found, digest(SimpleNamespace(state_dict=lambda: whole)))  # type: ignore[arg-type]
+        state = {name: whole(value) for name, value in pl_module.state_dict().items()}
+        dist.all_gather_object(found, digest(SimpleNamespace(state_dict=lambda: state)))  # type: ignore[arg-type]
         self.digests.append(found)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             self.path.write_text(json.dumps(self.digests))
+
+
+class Thaw(Callback):
+    """The shared encoder trains from the second epoch on."""
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        if stage == "fit":
+            pl_module.model.sharing.encoder.requires_grad_(False)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.current_epoch == 1:
+            encoder = pl_module.model.sharing.encoder.requires_grad_()
+            trainer.optimizers[0].add_param_group({"params": list(encoder.parameters())})
 
 
 class Held(Callback):
@@ -77,5 +90,5 @@ class Held(Callback):
             Path(trainer.default_root_dir, "held.json").write_text(json.dumps(found))
 
 
-def _whole(value: Any) -> Any:
+def whole(value: Any) -> Any:
     return value.full_tensor() if isinstance(value, DTensor) else value

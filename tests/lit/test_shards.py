@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,13 @@ from torch.distributed.tensor import DTensor
 from mtlbench.gradients import GradientEngine
 from mtlbench.lit.devices import make_trainer
 from mtlbench.lit.fsdp import shard
-from mtlbench.lit.optim import clip
+from mtlbench.lit.optim import build_optimizer, clip
 from mtlbench.models.sharing.independent import Independent
 from tests.contract.balancers import build
+from tests.lit.accidents import whole
 from tests.lit.test_optim import model
+
+INPUTS = {"d": {"input_ids": torch.arange(1, 9).view(2, 4), "attention_mask": torch.ones(2, 4)}}
 
 
 @pytest.fixture
@@ -35,8 +39,7 @@ def test_the_shared_encoder_is_divided_and_heads_are_not(mesh: DeviceMesh) -> No
     shard(network, mesh)
     for name, parameter in network.named_parameters():
         assert isinstance(parameter, DTensor) == name.startswith("sharing.encoder."), name
-        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-        assert torch.equal(whole, before[name])
+        assert torch.equal(whole(parameter), before[name])
 
 
 def test_networks_that_share_no_encoder_are_refused(mesh: DeviceMesh) -> None:
@@ -54,25 +57,40 @@ def test_an_encoder_with_ties_to_a_head_is_refused(mesh: DeviceMesh) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
-def test_parts_are_clipped_together_with_what_is_whole(mesh: DeviceMesh, algorithm: str) -> None:
-    inputs = {"d": {"input_ids": torch.arange(1, 9).view(2, 4), "attention_mask": torch.ones(2, 4)}}
+def test_parts_are_clipped_together_with_what_iswhole(mesh: DeviceMesh, algorithm: str) -> None:
     found = []
     for sharded in (False, True):
         network = model().eval()
         if sharded:
             shard(network, mesh)
         engine = GradientEngine(network.shared(), build("equal", 2), tasks=("a", "b"), private=network.private())
-        outputs = network(inputs)
+        outputs = network(INPUTS)
         engine.backward({name: output.square().mean() for name, output in outputs.items()})
         clip(network.parameters(), 0.01, algorithm)
         grads = [p.grad for p in network.parameters() if p.grad is not None]
         assert any(isinstance(grad, DTensor) for grad in grads) == sharded
-        found.append([grad.full_tensor() if isinstance(grad, DTensor) else grad for grad in grads])
+        found.append([whole(grad) for grad in grads])
     torch.testing.assert_close(*found)
     if algorithm == "norm":
         assert float(nn.utils.get_total_norm(found[1])) == pytest.approx(0.01)
     else:
         assert max(float(grad.abs().max()) for grad in found[1]) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("how", ["fused", "foreach"])
+def test_optimizers_that_takewhole_groups_at_once(mesh: DeviceMesh, how: str) -> None:
+    found = []
+    for sharded in (False, True):
+        network, balancer = model().eval(), build("equal", 2)
+        if sharded:
+            shard(network, mesh)
+        make = partial(torch.optim.AdamW, lr=0.1, **{how: True})
+        optimizer = build_optimizer(make, network, balancer, head_lr=None, layer_lr_decay=1.0)
+        engine = GradientEngine(network.shared(), balancer, tasks=("a", "b"), private=network.private())
+        engine.backward({name: output.square().mean() for name, output in network(INPUTS).items()})
+        optimizer.step()
+        found.append([whole(p).detach() for p in network.parameters()])
+    torch.testing.assert_close(*found)
 
 
 def test_one_device_has_nobody_to_divide_with() -> None:
