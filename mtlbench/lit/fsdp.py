@@ -29,11 +29,18 @@ class EngineFSDP(EngineDDP):
     def configure_ddp(self) -> None:
         super().configure_ddp()
         module: Any = self.lightning_module
-        state = module.engine.state_dict()
-        module.engine.close()
-        shard(module.model, init_device_mesh(self.root_device.type, (self.world_size,)))
+        model, engine = module.model, module.engine
+        known = {id(p) for p in (*engine.shared, *engine.private)}
+        # By a callback, to train later, for which the engine must know them.
+        frozen = [name for name, p in model.named_parameters() if id(p) in known and not p.requires_grad]
+        for name in frozen:
+            model.get_parameter(name).requires_grad_()
+        engine.close()
+        shard(model, init_device_mesh(self.root_device.type, (self.world_size,)))
         module.engine = module.make_engine()  # of other parameters than before
-        module.engine.load_state_dict(state)
+        module.engine.load_state_dict(engine.state_dict())
+        for name in frozen:
+            model.get_parameter(name).requires_grad_(False)
 
     def setup(self, trainer: Trainer) -> None:
         if trainer.state.fn == TrainerFn.FITTING:

@@ -96,6 +96,9 @@ CASES = [
     digits("pcgrad", FSDP, "+callbacks.held={_target_: tests.lit.accidents.Held}", name="pcgrad in shards"),
     digits("graddrop", FSDP, "trainer.gradient_clip_algorithm=value", name="values clipped in shards"),
     digits("upgrad", FSDP, "trainer.accumulate_grad_batches=2", "optimizer=sgd", name="accumulated in shards"),
+    digits(
+        "mgda", FSDP, "+callbacks.thaw={_target_: tests.lit.accidents.Thaw}", "scheduler=constant", name="thawed shards"
+    ),
     Case("texts in shards", (*WORDS, "balancer=uncertainty", FSDP), batch_size=8, benchmark="words"),
 ]
 
