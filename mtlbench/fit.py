@@ -114,7 +114,7 @@ def test(cfg: DictConfig, *, run_dir: Path) -> dict[str, float]:
     quiet()
     trainer = instantiate(
         cfg.trainer, callbacks=[], logger=False, enable_checkpointing=False, enable_model_summary=False, devices=1,
-        num_nodes=1, default_root_dir=str(run_dir),
+        num_nodes=1, strategy="auto", default_root_dir=str(run_dir),
     )  # fmt: skip
     trainer.test(module, datamodule, verbose=False)
     return module.test

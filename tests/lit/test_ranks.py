@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 from torch import nn
 
+from mtlbench import fit
 from mtlbench.lit.ddp import EngineDDP, digest
 from mtlbench.lit.devices import average_statistics
 from mtlbench.processes import OWN, free_port
@@ -227,6 +228,13 @@ def test_each_rank_has_a_part_of_what_is_sharded(two: Path) -> None:
     held = json.loads((two / "pcgrad in shards" / "held.json").read_text())
     assert sum(held) == 3 * (whole + 2 * heads)
     assert max(held) < 3 * (0.6 * whole + heads)
+
+
+def test_a_run_in_shards_is_tested_again_by_one_process(two: Path) -> None:
+    folder = two / "equal in shards"
+    cfg = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(cfg, DictConfig)
+    assert fit.test(cfg, run_dir=folder) == pytest.approx(read_summary(folder)["test"])
 
 
 def test_a_checkpoint_of_another_number_of_ranks_is_refused(two: Path, tmp_path: Path) -> None:
