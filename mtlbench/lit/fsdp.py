@@ -53,7 +53,15 @@ class EngineFSDP(EngineDDP):
         self.setup_precision_plugin()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        return {name: self._whole(value) for name, value in super().lightning_module_state_dict().items()}
+        assert self.lightning_module is not None
+        state = super().lightning_module_state_dict()
+        parameters = dict(self.lightning_module.named_parameters(remove_duplicate=False))
+        whole: dict[int, Any] = {}  # of each parameter once, or what encoders tie would be read back as two
+        for name, value in state.items():
+            key = id(parameters.get(name, value))
+            if key not in whole:
+                whole[key] = self._whole(value)
+        return {name: whole[id(parameters.get(name, value))] for name, value in state.items()}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         found = optimizer.state_dict()

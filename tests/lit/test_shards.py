@@ -15,9 +15,11 @@ from torch.distributed.tensor import DTensor
 
 from mtlbench.gradients import GradientEngine
 from mtlbench.lit.devices import make_trainer
-from mtlbench.lit.fsdp import shard
+from mtlbench.lit.fsdp import EngineFSDP, shard
 from mtlbench.lit.optim import build_optimizer, clip
+from mtlbench.models.multitask import MultiTaskModel
 from mtlbench.models.sharing.independent import Independent
+from mtlbench.saved import load_weights, save
 from tests.contract.balancers import build
 from tests.lit.accidents import whole
 from tests.lit.test_optim import model
@@ -91,6 +93,27 @@ def test_optimizers_that_takewhole_groups_at_once(mesh: DeviceMesh, how: str) ->
         optimizer.step()
         found.append([whole(p).detach() for p in network.parameters()])
     torch.testing.assert_close(*found)
+
+
+def test_weights_that_an_encoder_ties_are_saved_as_one(mesh: DeviceMesh, tmp_path: Path) -> None:
+    network = model()
+    tie(network)
+    shard(network, mesh)
+    strategy = EngineFSDP(timeout=60)
+    strategy._lightning_module = network  # type: ignore[assignment]
+    weights = strategy.lightning_module_state_dict()
+    assert len({id(weight) for weight in weights.values()}) == len(weights) - 1
+    save(tmp_path, network, weights=weights, tasks=[], inputs={})
+    again = model()
+    tie(again)
+    load_weights(again, tmp_path)
+    for one, other in zip(network.parameters(), again.parameters(), strict=True):
+        assert torch.equal(whole(one), other)
+
+
+def tie(network: MultiTaskModel) -> None:
+    one, two, *_ = (m for m in network.sharing.modules() if isinstance(m, nn.Linear) and m.weight.shape == (8, 8))
+    two.weight = one.weight
 
 
 def test_one_device_has_nobody_to_divide_with() -> None:
