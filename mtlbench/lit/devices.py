@@ -94,7 +94,8 @@ def check_strategy(trainer: Trainer) -> None:
     if not isinstance(trainer.strategy, (SingleDeviceStrategy, EngineDDP)):
         raise ValueError(
             f"{type(trainer.strategy).__name__} runs its own backward pass, past the balancer, or shards the "
-            "parameters. Make the trainer by mtlbench.lit.devices.make_trainer, with strategy=auto."
+            "parameters its own way. Make the trainer by mtlbench.lit.devices.make_trainer, with strategy=auto, or "
+            "fsdp for shards."
         )
 
 

@@ -131,6 +131,7 @@ def quiet() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*isinstance.treespec, LeafSpec.*",  # a deprecation inside Lightning
         ".*sync_dist=True.*",  # every rank has the values of all
+        ".*FSDP2-wrapped module .* returned a view tensor.*",  # the engine gathers parameters by itself
         ".*`srun` command is available.*",  # one process is as good in a Slurm job
         ".*number of training batches .* is smaller than the logging interval.*",
     ):
