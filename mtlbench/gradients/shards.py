@@ -34,6 +34,7 @@ class Shards:
     def __init__(self, *partitions: Modules, ranks: Ranks) -> None:
         self._modules: list[FSDPModule] = []
         self._pairs: list[tuple[nn.Parameter, DTensor]] = []
+        self._owners: list[tuple[nn.Module, str]] = []  # of each pair a module that owns it, and its name there
         if not (dist.is_available() and dist.is_initialized()):  # without which nothing is divided
             return
         from torch.distributed.fsdp import FSDPModule  # 0.3 s of import
@@ -58,8 +59,10 @@ class Shards:
                     "modules inside them (shard the encoder and the heads by themselves, not the model around them); "
                     "and leave tensor parallelism out."
                 )
-        pairs = zip(whole, divided, strict=True)
-        self._pairs = list({id(w): (w, d) for w, d in pairs if isinstance(d, DTensor)}.values())
+        owners = [(module, name) for module in modules for name, _ in module.named_parameters(recurse=False)]
+        pairs = zip(whole, divided, owners, strict=True)
+        found = {id(w): (w, d, owner) for w, d, owner in pairs if isinstance(d, DTensor)}.values()
+        self._pairs, self._owners = [(w, d) for w, d, _ in found], [owner for *_, owner in found]
         for size in {d.device_mesh.size() for _, d in self._pairs} - {ranks.size}:
             raise ValueError(
                 f"Parameters are divided over {size} ranks, and the engine balances the tasks of {ranks.size}: give "
@@ -104,6 +107,9 @@ class Shards:
             whole.grad = None
 
     def _reshard(self) -> None:
+        for (whole, divided), (owner, name) in zip(self._pairs, self._owners, strict=True):
+            if getattr(owner, name) is whole:  # what was frozen meanwhile FSDP2 would forget
+                divided.requires_grad_(whole.requires_grad)
         for module in self._modules:
             module.reshard()
 

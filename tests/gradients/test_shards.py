@@ -109,6 +109,18 @@ def test_the_options_hold_for_shards_too(alone: Any) -> None:
                     torch.testing.assert_close(grad, two.grad)
 
 
+def test_what_is_frozen_while_it_is_whole_stays_frozen(alone: Any) -> None:
+    net, x = Net(), torch.randn(4, 5)
+    fully_shard(net.encoder["in"], mesh=alone, reshard_after_forward=False)
+    engine, weight = net.engine("equal"), net.encoder["in"].weight
+    for trains in (False, True):
+        net.losses(x)
+        net.encoder["in"].requires_grad_(trains)
+        for _ in range(2):
+            engine.backward(net.losses(x))
+            assert (weight.grad is not None) == trains
+
+
 def test_half_precision_by_the_policy_of_the_shards(alone: Any) -> None:
     net = Net()
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, output_dtype=torch.float32)
