@@ -35,9 +35,8 @@ Counts = Mapping[str, Tensor | float]
 class GradientEngine:
     """Turns the losses of several tasks into one balanced `.grad` for shared and private parameters.
 
-    Every gradient is taken by `torch.autograd.grad` and written to `.grad`, replacing what was there, so
-    a step must not mix it with `.backward`. Make the engine before the first forward: it may watch shared
-    modules run.
+    Gradients are written to `.grad`, replacing what was there, so a step must not mix this with a `.backward` of its own.
+    Make the engine before the first forward: it may watch shared modules run.
 
     Args:
         shared: modules or parameters that two or more tasks' losses reach. May be empty for a Scalarizer. Modules of
@@ -283,7 +282,7 @@ class GradientEngine:
         elif kept is not None:
             record = self._ways.by_kept_weights(batch, kept, factor)
         elif isinstance(self.balancer, Scalarizer):
-            record = self._ways.by_objective(batch, factor)
+            record = self._ways.by_objective(batch, factor, sharded=self.sharded)
         elif self._layers() and batch.alone and not self._measure.everywhere:
             record = self._ways.by_measured_layers(batch, factor, scaled=scaled, step=self.step)
         elif not self._measure.everywhere:

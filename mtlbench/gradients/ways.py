@@ -174,23 +174,25 @@ class Ways:
             self._write_private((grads if slopes is None else grads.scaled(slopes)).private, None)
         return record
 
-    def by_objective(self, batch: MicroBatch, factor: float) -> BalanceRecord:
+    def by_objective(self, batch: MicroBatch, factor: float, *, sharded: bool) -> BalanceRecord:
         """A Scalarizer: one backward of its objective."""
         assert isinstance(self._balancer, Scalarizer)
         active, means = batch.totals.active, batch.totals.means
-        own = self._own
-        if not batch.alone or self._match or any(p.device != batch.stacked.device for p in own):
+        elsewhere = any(p.device != batch.stacked.device for p in self._own)
+        if not batch.alone or sharded or self._match or elsewhere:
             weights = asking.objective_weights(self._balancer, active, means, factor)
             return self.by_one_backward(batch, weights, factor, private=self._private)
         value = asking.objective(self._balancer, active, batch.exact)
-        if factor != 1:
-            value = value * factor
-        parameters = [*own, *self._shared, *self._private]
-        slopes, *grads = of_training(
-            [batch.exact, *parameters], lambda asked: torch.autograd.grad(value, asked, allow_unused=True)
-        )
+        inputs = [batch.exact]
+        for parameter in self._written:
+            parameter.grad = None
+            if parameter.requires_grad:
+                inputs.append(parameter)
+        batch.exact.retain_grad()
+        # The same numbers as of `autograd.grad`, but `.grad` is written by autograd, which saves a percent of a step.
+        torch.autograd.backward(value if factor == 1 else value * factor, inputs=inputs)
+        slopes = batch.exact.grad
         assert slopes is not None
-        write(parameters, grads)
         weights = torch.stack([slopes])  # numbers of its own
         return self._record(active, means, weights if factor == 1 else weights / factor, None)
 
