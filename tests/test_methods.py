@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,11 @@ def test_the_engine_takes_as_many_backwards_as_are_told(name: str, monkeypatch: 
     tasks = [f"task{index}" for index in range(size)]
     engine = GradientEngine(shared, balancer, tasks=tasks, private=heads, route="sequential")
     taken: list[int] = []
-    real, last = torch.autograd.grad, shared[1].weight
+    last = shared[1].weight
 
-    def counted(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        taken.append(sum(leaf is last for leaf in inputs))
-        return real(outputs, inputs, *args, **kwargs)
+    def counted(real: Callable[..., Any], outputs: Any, *args: Any, **kwargs: Any) -> Any:
+        taken.append(sum(leaf is last for leaf in kwargs.get("inputs") or args[0]))
+        return real(outputs, *args, **kwargs)
 
     def losses() -> dict[str, torch.Tensor]:
         features = shared(torch.randn(8, 4))
@@ -65,7 +66,8 @@ def test_the_engine_takes_as_many_backwards_as_are_told(name: str, monkeypatch: 
 
     for step in range(2):  # the first one also looks for the last layer
         if step:
-            monkeypatch.setattr(torch.autograd, "grad", counted)
+            for way in ("grad", "backward"):
+                monkeypatch.setattr(torch.autograd, way, partial(counted, getattr(torch.autograd, way)))
         batches = [losses() for _ in range(balancer.num_batches)]
         engine.backward(batches if len(batches) > 1 else batches[0])
     told = METHODS[name].backwards.removesuffix(" + forward")

@@ -35,8 +35,8 @@ Counts = Mapping[str, Tensor | float]
 class GradientEngine:
     """Turns the losses of several tasks into one balanced `.grad` for shared and private parameters.
 
-    Gradients are written to `.grad`, replacing what was there, so a step must not mix this with a `.backward` of its own.
-    Make the engine before the first forward: it may watch shared modules run.
+    Gradients are written to `.grad`, replacing what was there, so a step must not mix this with `.backward`. Make the
+    engine before the first forward: it may watch shared modules run.
 
     Args:
         shared: modules or parameters that two or more tasks' losses reach. May be empty for a Scalarizer. Modules of
