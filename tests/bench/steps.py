@@ -200,9 +200,6 @@ def main(settings: Sequence[str] | None = None, *, repetitions: int = REPETITION
         repetitions: timed steps of each system, at least.
     """
     torch.set_num_threads(1)
-    # Until glibc has seen a block as large freed, it hands memory back and asks for it anew at every step, by tens of
-    # thousands of page faults: a setting run alone would tell of that, and of another figure than in the whole table.
-    torch.empty(32_000_000, dtype=torch.uint8)
     chosen = [key for key in ASKED if settings is None or key[0] in settings]
     chosen += [(name, "upgrad") for name in settings or () if (name, "upgrad") not in ASKED]
     console = Console()
