@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
@@ -73,7 +74,8 @@ class EngineFSDP(EngineDDP):
         if not isinstance(value, DTensor):
             return value
         whole = value.full_tensor()
-        return whole.cpu() if self.is_global_zero else value
+        # A copy: where the parts are uneven, it lies in a longer buffer, which would be saved too.
+        return torch.empty_like(whole, device="cpu").copy_(whole) if self.is_global_zero else value
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.lightning_module is not None

@@ -100,6 +100,19 @@ CASES = [
     digits(
         "mgda", FSDP, "+callbacks.thaw={_target_: tests.lit.accidents.Thaw}", "scheduler=constant", name="thawed shards"
     ),
+    Case(
+        "uneven shards",
+        (
+            "mixing=proportional",
+            "mixing.group_steps=2",
+            "balancer=upgrad",
+            "trainer.precision=64-true",
+            "encoder.hidden=[5]",
+            FSDP,
+        ),
+        batch_size=4,
+        benchmark="pair",
+    ),
     Case("texts in shards", (*WORDS, "balancer=uncertainty", FSDP), batch_size=8, benchmark="words"),
 ]
 
