@@ -62,7 +62,7 @@ class GradientEngine:
             `sequential`: one backward for each task, its rows in one T x P matrix. `ghost`: the same, but where a
             layer's gradients are cheaper in another form, its rows are never there. `batched`: one backward for
             several tasks at once. `grouped`: one backward for all, where each task has rows of its own in one batch.
-            Several ranks and micro-batches, and what is not a Weighting of one batch measured at shared
+            Several ranks, micro-batches, shards, and what is not a Weighting of one batch measured at shared
             parameters, take `sequential`.
             Hooks on shared parameters see one task's gradient at a time. A hook on a result inside the shared modules
             can't be seen in the graph and may be passed by: say `sequential` where there are some.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -15,6 +15,15 @@ from mtlbench.gradients.ranks import Ranks
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
+
+
+class Sharded(NamedTuple):
+    """A parameter as forwards use it and as each rank keeps it, a module that owns it, and its name there."""
+
+    whole: nn.Parameter
+    divided: DTensor
+    owner: nn.Module
+    name: str
 
 
 class Shards:
@@ -33,8 +42,7 @@ class Shards:
 
     def __init__(self, *partitions: Modules, ranks: Ranks) -> None:
         self._modules: list[FSDPModule] = []
-        self._pairs: list[tuple[nn.Parameter, DTensor]] = []
-        self._owners: list[tuple[nn.Module, str]] = []  # of each pair a module that owns it, and its name there
+        self._found: list[Sharded] = []
         if not (dist.is_available() and dist.is_initialized()):  # without which nothing is divided
             return
         from torch.distributed.fsdp import FSDPModule  # 0.3 s of import
@@ -47,30 +55,31 @@ class Shards:
             # Gathering and freeing again amid each task's backward would be for all ranks, and one may lack the task.
             module.set_reshard_after_backward(False, recurse=False)
         self._reshard()
-        # A parameter that modules share is one in both states.
-        divided = [p for module in modules for p in module.parameters(recurse=False)]
+        places = [(module, name) for module in modules for name, _ in module.named_parameters(recurse=False)]
+        divided = [getattr(module, name) for module, name in places]
         with self.whole():
-            whole = [p for module in modules for p in module.parameters(recurse=False)]
-            left = [*whole, *(member for member in given if isinstance(member, nn.Parameter))]
-            if any(isinstance(p, DTensor) for p in left):
+            whole = [getattr(module, name) for module, name in places]
+            if any(isinstance(p, DTensor) for p in (*whole, *given)):
                 raise ValueError(
                     "Some parameters are divided over ranks, and gradients of single tasks are of whole ones, which "
                     "only fully_shard's modules gather: give the engine those modules, not their parameters nor "
                     "modules inside them (shard the encoder and the heads by themselves, not the model around them); "
                     "and leave tensor parallelism out."
                 )
-        owners = [(module, name) for module in modules for name, _ in module.named_parameters(recurse=False)]
-        pairs = zip(whole, divided, owners, strict=True)
-        found = {id(w): (w, d, owner) for w, d, owner in pairs if isinstance(d, DTensor)}.values()
-        self._pairs, self._owners = [(w, d) for w, d, _ in found], [owner for *_, owner in found]
-        for size in {d.device_mesh.size() for _, d in self._pairs} - {ranks.size}:
+        found = {
+            id(d): Sharded(w, d, *place)
+            for w, d, place in zip(whole, divided, places, strict=True)
+            if isinstance(d, DTensor)
+        }
+        self._found = list(found.values())  # what modules share, once
+        for size in {one.divided.device_mesh.size() for one in self._found} - {ranks.size}:
             raise ValueError(
                 f"Parameters are divided over {size} ranks, and the engine balances the tasks of {ranks.size}: give "
                 "both the same."
             )
 
     def __bool__(self) -> bool:
-        return bool(self._pairs)
+        return bool(self._found)
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -95,7 +104,7 @@ class Shards:
     def hand_over(self) -> None:
         """Moves each whole parameter's `.grad`, equal on all ranks, to the divided one's: this rank's part of it."""
         self._reshard()
-        for whole, divided in self._pairs:
+        for whole, divided, *_ in self._found:
             grad, whole.grad, divided.grad = whole.grad, None, None
             if grad is not None:
                 divided.grad = part(grad.to(divided.dtype), divided)
@@ -103,11 +112,11 @@ class Shards:
     def forget(self) -> None:
         """Drops gradients of a step that is not finished: FSDP2 would add them to those of the next."""
         self._reshard()
-        for whole, _ in self._pairs:
-            whole.grad = None
+        for one in self._found:
+            one.whole.grad = None
 
     def _reshard(self) -> None:
-        for (whole, divided), (owner, name) in zip(self._pairs, self._owners, strict=True):
+        for whole, divided, owner, name in self._found:
             if getattr(owner, name) is whole:  # what was frozen meanwhile FSDP2 would forget
                 divided.requires_grad_(whole.requires_grad)
         for module in self._modules:
