@@ -30,6 +30,9 @@ ROOT = Path(__file__).parents[2]
 CSV, README = ROOT / "experiments" / "step_cost" / "steps.csv", ROOT / "README.md"
 BEGIN, END = "<!-- from experiments/step_cost/steps.csv -->\n", "<!-- end -->\n"
 REPETITIONS, SECONDS = 7, 10
+# Where a model's numbers lie in memory moves the cost of a small step by some percent for as long as the model lives:
+# quick settings are measured on several.
+DRAWS, ROUNDS = 10, 10  # at most so many models of each system, with at least so many timed steps of each
 
 # The most that a step may cost over one of equal weighting.
 ASKED = {
@@ -62,7 +65,7 @@ def measure(
     Args:
         setting: such as mlp10-b32.
         method: one of METHODS.
-        repetitions: timed steps of each system; up to ten times as many where they take less than SECONDS.
+        repetitions: timed steps of each system; up to fifty times as many where they take less than SECONDS.
         track: shows how many are done.
 
     Returns:
@@ -70,24 +73,32 @@ def measure(
         `peak`: MB of live tensors during a step above the level at its start. `error`: greatest
         |dG_ij| / (|g_i| |g_j|) of the Gramian against float64 inner products of plain gradients.
     """
-    equal = Equal(Problem(setting), method)
-    systems = {name: kind(Problem(setting), method) for name, kind in SYSTEMS.items() if method in kind.methods}
+    equal, systems = warm(setting, method)
     found: dict[tuple[str, str], float] = {}
-    for name, system in systems.items():
-        system()  # warms up, and may check itself or find the cheapest way
-        if method == "upgrad":
-            found["error", name] = error(system, setting)
-        system()
-    equal()
+    if method == "upgrad":
+        found |= {("error", name): error(system, setting) for name, system in systems.items()}
     ratios: dict[str, list[float]] = {name: [] for name in systems}
     round_trip = sum(seconds(equal) + seconds(system) for system in systems.values())
-    number = max(repetitions, min(10 * repetitions, int(SECONDS / round_trip)))
+    number = max(repetitions, min(50 * repetitions, int(SECONDS / round_trip)))
+    rounds = max(ROUNDS, -(-number // DRAWS))
     for repetition in track(range(number)):
+        if repetition and repetition % rounds == 0:
+            equal, systems = warm(setting, method)
         for name in systems if repetition % 2 == 0 else reversed(systems):
             before = seconds(equal)
             ratios[name].append(seconds(systems[name]) / before)
     found |= {("step", name): statistics.median(values) for name, values in ratios.items()}
     return found | {("peak", name): peak(system) for name, system in systems.items()}, number
+
+
+def warm(setting: str, method: str) -> tuple[System, dict[str, System]]:
+    """Equal weighting, and each system with this method, after two steps: the first may check itself."""
+    equal = Equal(Problem(setting), method)
+    systems = {name: kind(Problem(setting), method) for name, kind in SYSTEMS.items() if method in kind.methods}
+    for system in (equal, *systems.values()):
+        system()
+        system()
+    return equal, systems
 
 
 def seconds(system: System) -> float:
