@@ -132,6 +132,14 @@ class Weighting(Balancer):
     # How shared parameters are grouped: one group for all, or one for each module that owns some.
     groups: Literal["all", "layer"] = "all"
 
+    def known_weights(self, *, active: Tensor | None = None) -> Tensor | None:
+        """(A,) the weights that the coming step will have, where earlier steps alone decide them; else None.
+
+        Where it has them the engine weighs and measures in one backward, and `forward` is given norms: the Gramian's
+        diagonal, NaN beside it. `active` as in `forward`.
+        """
+        return None
+
     @abstractmethod
     def forward(self, gramian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
         """The weights of the task gradients.

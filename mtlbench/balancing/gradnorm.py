@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mtlbench.balancing.base import Property, TaskSpec, Weighting, index_of
+from mtlbench.balancing.base import Property, TaskSpec, Weighting, index_of, select
 from mtlbench.balancing.checks import number, one_of
 
 Parametrization = Literal["weights", "softmax"]
@@ -137,21 +137,23 @@ class GradNorm(Weighting):
         self.register_buffer("weights", torch.ones(num_tasks, dtype=torch.float64))
         self.register_buffer("initial_losses", torch.full((num_tasks,), torch.nan, dtype=torch.float64))
 
+    def known_weights(self, *, active: Tensor | None = None) -> Tensor:
+        return select(self.weights, active)
+
     def forward(self, gramian: Tensor, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
-        index = index_of(active, self.weights)
-        weights = self.weights[index].clone()  # the step's own
-        current, first = losses.tolist(), self.initial_losses[index].tolist()
+        # Plain floats: for so few numbers, and not in the cache after a backward, tensors and numpy take longer.
+        weights, first = (select(state, active).tolist() for state in (self.weights, self.initial_losses))
+        current = losses.tolist()
         if self.initial == "first_step" and any(map(math.isnan, first)):
             first = [now if math.isnan(then) else then for then, now in zip(first, current, strict=True)]
-            self.initial_losses[index] = self.initial_losses.new_tensor(first)
+            self.initial_losses[index_of(active, self.weights)] = self.initial_losses.new_tensor(first)
         self.status = "solved"
         if not any(map(math.isnan, first)):
             self._check(current, first, active)
-            squares = gramian.diagonal(dim1=1, dim2=2).sum(0).tolist()
+            squares = [sum(each) for each in zip(*gramian.diagonal(dim1=1, dim2=2).tolist(), strict=True)]
             if any(squares) and any(current):
-                # Plain floats: for so few numbers, and not in the cache after a backward, numpy takes twice as long.
                 updated = gradnorm_update(
-                    weights.tolist(),
+                    weights,
                     [math.sqrt(max(square, 0.0)) for square in squares],
                     [now / then for now, then in zip(current, first, strict=True)],
                     alpha=self.alpha,
@@ -159,10 +161,10 @@ class GradNorm(Weighting):
                     parametrization=self.parametrization,
                     minimum=self.minimum,
                 )
-                self.weights[index] = self.weights.new_tensor(updated)
+                self.weights[index_of(active, self.weights)] = self.weights.new_tensor(updated)
             else:
                 self.status = "degenerate"
-        return weights.to(gramian).expand(len(gramian), -1)
+        return gramian.new_tensor([weights] * len(gramian))  # the step's own
 
     def end_epoch(self, mean_losses: Tensor) -> None:
         if self.initial == "first_epoch":

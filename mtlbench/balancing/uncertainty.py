@@ -15,7 +15,7 @@ Form = Literal["half", "sum", "sigma", "liebel"]
 
 
 def uncertainty_objective(
-    losses: Tensor, scales: Tensor, *, form: Form = "half", factors: Tensor | float = 1.0
+    losses: Tensor, scales: Tensor, *, form: Form = "half", factors: Tensor | None = None
 ) -> Tensor:
     """The uncertainty-weighted sum of the losses.
 
@@ -23,18 +23,20 @@ def uncertainty_objective(
         losses: (A,) losses.
         scales: (A,) s = ln sigma^2 for the forms half and sum; sigma for sigma and liebel.
         form: see `Uncertainty`.
-        factors: (A,) factors of the losses: 2 for a classification likelihood, 1 otherwise.
+        factors: (A,) factors of the losses: 2 for a classification likelihood, 1 otherwise; None: 1 each.
 
     Returns:
         () the objective.
     """
+    if factors is not None:
+        losses = factors * losses
     if form == "half":
-        return 0.5 * (factors * losses * torch.exp(-scales) + scales).sum()
+        return 0.5 * (losses * torch.exp(-scales) + scales).sum()
     if form == "sum":
-        return (factors * losses * torch.exp(-scales) + scales).sum()
+        return (losses * torch.exp(-scales) + scales).sum()
     square = scales.square()
     penalty = scales.abs().log() if form == "sigma" else torch.log1p(square)
-    return (factors * losses / (2 * square) + penalty).sum()
+    return (losses / (2 * square) + penalty).sum()
 
 
 class Uncertainty(Scalarizer):
@@ -88,10 +90,12 @@ class Uncertainty(Scalarizer):
         self.form = form
         initial = torch.full((num_tasks,), float(init))
         self.scales = nn.Parameter(initial if form in ("half", "sum") else torch.exp(initial / 2))
-        kinds = [task.kind for task in tasks] if by_kind and tasks is not None else ["regression"] * num_tasks
-        self.factors: Tensor
-        self.register_buffer("factors", torch.tensor([1.0 if kind == "regression" else 2.0 for kind in kinds]))
+        kinds = [task.kind for task in tasks] if by_kind and tasks is not None else []
+        factors = torch.tensor([1.0 if kind == "regression" else 2.0 for kind in kinds])
+        self.factors: Tensor | None
+        self.register_buffer("factors", factors if kinds else None)
 
     def forward(self, losses: Tensor, *, active: Tensor | None = None) -> Tensor:
-        scales, factors = select(self.scales, active), select(self.factors, active)
+        scales = select(self.scales, active)
+        factors = None if self.factors is None else select(self.factors, active)
         return uncertainty_objective(losses, scales, form=self.form, factors=factors)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.balancing.base import Balancer, Scalarizer, Weighting
+from mtlbench.gradients.writing import write
 
 
 def own_parameters(balancer: Balancer) -> list[nn.Parameter]:
@@ -29,6 +30,14 @@ def transform(balancer: Balancer, active: list[int], means: Tensor, factor: floa
         balancer, means, factor, lambda found: balancer.transform(found, active=subset(balancer, active, found.device))
     )
     return losses.detach().cpu(), slopes.cpu()
+
+
+def known_weights(balancer: Balancer, active: list[int]) -> list[float] | None:
+    """(A,) the weights of a Weighting's step, where it knows them before its gradients; else None."""
+    if not isinstance(balancer, Weighting) or type(balancer).transform is not Balancer.transform:
+        return None
+    known = balancer.known_weights(active=subset(balancer, active, torch.device("cpu")))
+    return None if known is None else known.tolist()
 
 
 def weigh(balancer: Weighting, gramian: Tensor, losses: Tensor, active: list[int]) -> Tensor:
@@ -65,6 +74,5 @@ def _derive(
     leaf = means.to(own[0].device if own else means.device).detach().requires_grad_()  # `means` itself is recorded
     value = function(leaf)
     slopes, *grads = torch.autograd.grad(value.sum(), [leaf, *own], allow_unused=True)
-    for parameter, grad in zip(own, grads, strict=True):
-        parameter.grad = None if grad is None else grad * factor
+    write(own, [None if grad is None else grad * factor for grad in grads])
     return value, slopes

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from mtlbench.gradients.choice import kind
-from mtlbench.gradients.graph import LEAF, Graph, Shape, dtype_of, packed, shape_of
+from mtlbench.gradients.choice import before_relu
+from mtlbench.gradients.graph import Graph, Shape, dtype_of, shape_of
 from mtlbench.gradients.parts import Asked
 
 # At the representation, of the tasks in one batched backward: what a cache holds, and what a large memory holds.
@@ -98,7 +98,7 @@ class Backwards:
             return False
         self._at_cut = dict.fromkeys(range(len(self)))
         self._stack = self._losses[0].new_empty(len(self), *_shape(cut), dtype=_dtype(cut))
-        before = _before_relu(cut) if self._plain else None
+        before = before_relu(cut) if self._plain else None
         passes = None if before is None else cut.node._saved_result  # type: ignore[attr-defined]
         hooks = [
             node.register_hook(partial(self._note, nodes[node].bit_length() - 1, slot, passes))
@@ -249,13 +249,6 @@ def _shape(edge: GradientEdge) -> Shape:
 
 def _dtype(edge: GradientEdge) -> torch.dtype:
     return dtype_of(edge.node, edge.output_nr)
-
-
-def _before_relu(cut: GradientEdge) -> GradientEdge | None:
-    """The result that a ReLU at the cut was made of; None where there is none, or its own is packed."""
-    known = kind(cut.node) == "ReluBackward0" and not packed(cut.node)
-    source, output = cut.node.next_functions[0] if known else (None, 0)
-    return None if source is None or type(source) is LEAF else GradientEdge(source, output)
 
 
 def _through(passes: Tensor | None, grad: Tensor, out: Tensor) -> Tensor:

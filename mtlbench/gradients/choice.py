@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
-from mtlbench.gradients.graph import Graph, Use, packed, shape_of
+from mtlbench.gradients.graph import LEAF, Graph, Use, packed, shape_of
 from mtlbench.gradients.kernels import Kernels
 from mtlbench.gradients.parts import COLUMNS, Part, Product, Rows, Tokens
 
@@ -87,6 +87,13 @@ def factor_of(node: Any) -> Tensor:
     """The x (N, D) of a product."""
     x: Tensor = node._saved_mat1 if kind(node) == "AddmmBackward0" else node._saved_self
     return x.detach()
+
+
+def before_relu(edge: GradientEdge) -> GradientEdge | None:
+    """What a ReLU's result was made of; None where the result is of something else, or is packed."""
+    known = kind(edge.node) == "ReluBackward0" and not packed(edge.node)
+    source, output = edge.node.next_functions[0] if known else (None, 0)
+    return None if source is None or type(source) is LEAF else GradientEdge(source, output)
 
 
 def lookups(graph: Graph, weight: Tensor) -> list[Any] | None:

@@ -115,34 +115,41 @@ def read(losses: Sequence[Tensor], shared: Collection[int], private: Collection[
     cut: Node | None = None
     first, ordered = 0, True
     while queue:
-        *_, node = heappop(queue)
-        if cut is None and not met and not queue and _of_one_shape(node, outputs[node]):
+        node = heappop(queue)[2]
+        if not queue and not met and cut is None and _of_one_shape(node, outputs[node]):
             cut, first = node, len(order)
         order.append(node)
         done.add(node)
         mask = nodes[node]
-        for slot, (source, output) in enumerate(node.next_functions):
+        slot = -1
+        for source, output in node.next_functions:
+            slot += 1
             if source is None:
                 continue
-            if type(source) is LEAF:
+            found = readers.get(source)
+            if found is not None:
+                ordered = ordered and source not in done
+                nodes[source] |= mask
+                found.append((node, slot))
+                if outputs[source] != output:
+                    outputs[source] = None
+            elif type(source) is not LEAF:
+                heappush(queue, (-source._sequence_nr(), len(nodes), source))
+                nodes[source], outputs[source], readers[source] = mask, output, [(node, slot)]
+            else:
                 variable: Tensor = source.variable  # type: ignore[attr-defined]
                 if not variable.requires_grad:  # frozen since
                     continue
                 leaf = id(variable)
-                uses.setdefault(leaf, []).append((node, slot))
+                known = uses.get(leaf)
+                if known is None:
+                    uses[leaf] = [(node, slot)]
+                else:
+                    known.append((node, slot))
                 reach[leaf] = reach.get(leaf, 0) | mask
                 met = met or leaf in shared
                 if cut is not None and leaf in private:
                     cut, first, met = None, 0, True
-            elif source in nodes:
-                ordered = ordered and source not in done
-                nodes[source] |= mask
-                readers[source].append((node, slot))
-                if outputs[source] != output:
-                    outputs[source] = None
-            else:
-                heappush(queue, (-source._sequence_nr(), len(nodes), source))
-                nodes[source], outputs[source], readers[source] = mask, output, [(node, slot)]
     if not ordered:  # several threads made it, which number by themselves: any task may reach anything
         reach = dict.fromkeys(reach, (1 << len(losses)) - 1)
         cut = None

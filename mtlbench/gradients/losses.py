@@ -76,27 +76,25 @@ def read(
     Raises:
         ValueError: an unknown task, a task without a count, or a loss that is no differentiable scalar.
     """
-    unknown = [name for name in losses if name not in tasks]
-    if unknown:
+    active = [index for index, name in enumerate(tasks) if name in losses]
+    if len(active) < len(losses):
+        unknown = [name for name in losses if name not in tasks]
         raise ValueError(f"Losses of unknown tasks {unknown}; this engine balances {list(tasks)}.")
-    present = [(index, name) for index, name in enumerate(tasks) if name in losses]
+    numbers = [1.0] * len(active)
     if counts is not None:
-        missing = [name for _, name in present if name not in counts]
+        missing = [tasks[index] for index in active if tasks[index] not in counts]
         if missing:
             raise ValueError(f"counts must name every task with a loss; {missing} are missing.")
-        numbers = _numbers([counts[name] for _, name in present])
-        present = [task for task, number in zip(present, numbers, strict=True) if number > 0]
+        numbers = _numbers([counts[tasks[index]] for index in active])
+        active = [index for index, number in zip(active, numbers, strict=True) if number > 0]
         numbers = [number for number in numbers if number > 0]
-    else:
-        numbers = [1.0] * len(present)
-    tensors = [losses[name] for _, name in present]
-    for (_, name), loss in zip(present, tensors, strict=True):
+    tensors = [losses[tasks[index]] for index in active]
+    for index, loss in zip(active, tensors, strict=True):
         if loss.ndim or not loss.requires_grad:
-            raise ValueError(f"The loss of task {name!r} must be a scalar that requires grad, got {loss!r}.")
+            raise ValueError(f"The loss of task {tasks[index]!r} must be a scalar that requires grad, got {loss!r}.")
     stacked = torch.stack(tensors) if tensors else torch.empty(0)
     exact = stacked.double()
     means = exact.detach().cpu()
-    active = [index for index, _ in present]
     alone = ranks.size == 1
     if alone and math.isfinite(sum(means.tolist())):  # without the cost and the rounding of sums; one NaN makes it NaN
         totals = Totals(active, means, numbers, None)

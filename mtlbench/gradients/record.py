@@ -15,7 +15,8 @@ class BalanceRecord(NamedTuple):
         losses: (T,) mean losses over all labelled elements of the step, float64; NaN for a task without any.
         weights: (G, T) the weights of the task gradients, float64, 0 for a task without labels; None for an
             Aggregator and for a skipped step.
-        gramian: (G, T, T) float64 inner products of the task gradients, 0 for a task without labels;
+        gramian: (G, T, T) float64 inner products of the task gradients, 0 for a task without labels; NaN beside the
+            diagonal where norms alone were needed (`Weighting.known_weights`);
             None where the balancer did not need them, or was not asked.
         status: solved; degenerate (the balancer's declared result for an input without a balanced
             direction); skipped (non-finite under a loss scaler, or no task had a label); or kept (the weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -16,7 +17,9 @@ from mtlbench.gradients.grouped import Plan, starts_of
 from mtlbench.gradients.layers import LayerGradients
 from mtlbench.gradients.losses import MicroBatch
 from mtlbench.gradients.parts import Part
-from mtlbench.gradients.verify import verify
+from mtlbench.gradients.passing import find_last, weighted_backward
+from mtlbench.gradients.training import of_training
+from mtlbench.gradients.verify import MEND, verify, verify_passing
 
 Route = Literal["auto", "sequential", "ghost", "batched", "grouped"]
 ROUTES: tuple[Route, ...] = get_args(Route)
@@ -56,14 +59,54 @@ class Routes:
         self._route, self._chunk, self._names, self._tasks = route, chunk, names, tasks
         self._rough = rough
         self._verified: set[tuple[object, ...]] = set()
+        self._declined: set[tuple[object, ...]] = set()
+
+    def read(self, batch: MicroBatch) -> Graph:
+        """The graph of the losses."""
+        return graphs.read(batch.losses, {id(p) for p in self._shared}, {id(p) for p in self._private})
+
+    @torch.no_grad()
+    def weigh(
+        self, graph: Graph, batch: MicroBatch, weights: Sequence[float], factor: float, measured: Sequence[Tensor]
+    ) -> list[float] | None:
+        """One backward of the losses times `factor`, of which shared parameters get `.grad` weighted, private ones not.
+
+        Returns:
+            The squared norms (A,) at the measured parameters; None where one backward does not tell them, and
+            `.grad` is still to be written.
+
+        Raises:
+            RuntimeError: other norms or gradients than `take` finds, or a hook that was not there the first time.
+        """
+        last = find_last(graph, measured) if self._route == "auto" and not self._rough else None
+        way = ("passing", *map(id, measured))
+        if last is None or way in self._declined:
+            return None
+        known, written = way in self._verified, [*self._shared, *self._private]
+        squares = weighted_backward(graph, last, batch, weights, factor, written, keep=not known)
+        if squares is None and known:
+            raise RuntimeError(f"A hook changed the gradient of what all heads read, and none did so before. {MEND}")
+        if squares is None:
+            self._declined.add(way)
+        elif not known and all(map(math.isfinite, squares)):
+            found = [p.grad for p in written]
+            grads, losses = self.take(graph, batch, factor, measured=measured)
+            cotangent = torch.tensor(weights, dtype=torch.float64)
+            straight = of_training(self._shared, lambda asked: losses.weighted(cotangent, asked, retain=False))
+            own = [next((row[i] for row in grads.private if i in row), None) for i in range(len(self._private))]
+            straight_squares = grads.gramian(1)[0].diagonal().cpu()
+            verify_passing(straight_squares.new_tensor(squares), straight_squares, found, [*straight, *own])
+            self._verified.add(way)
+        return squares
 
     @torch.no_grad()
     def take(
-        self, batch: MicroBatch, factor: float, *, measured: Sequence[Tensor] | None = None
+        self, graph: Graph, batch: MicroBatch, factor: float, *, measured: Sequence[Tensor] | None = None
     ) -> tuple[LayerGradients, Backwards]:
         """The gradients of the losses times `factor`, and what takes more of them.
 
         Args:
+            graph: of the losses.
             batch: the losses. Their graph is freed, unless some parameters alone are measured.
             factor: on each loss.
             measured: those of the shared parameters whose gradients are taken; None: all.
@@ -72,7 +115,6 @@ class Routes:
             RouteRefusedError: the route can't be taken.
             RuntimeError: it finds other gradients than one backward for each task.
         """
-        graph = graphs.read(batch.losses, {id(p) for p in self._shared}, {id(p) for p in self._private})
         wanted = None if measured is None else {id(p) for p in measured}
         chosen = [index for index, p in enumerate(self._shared) if wanted is None or id(p) in wanted]
         losses = Backwards(graph, batch.losses, batch.stacked, factor, self._private, again=measured is not None)

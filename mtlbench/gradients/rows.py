@@ -13,6 +13,7 @@ from mtlbench.gradients.losses import MicroBatch
 from mtlbench.gradients.parts import COLUMNS
 from mtlbench.gradients.ranks import Ranks
 from mtlbench.gradients.training import of_training
+from mtlbench.gradients.writing import write
 
 
 class TaskGradients(NamedTuple):
@@ -202,8 +203,8 @@ class Rows:
         if self._columns == "part":
             direction = self._ranks.gather(direction, sum(self._sizes))
         reached = (self._ranks.sum(self._reached[active].sum(0)) > 0).tolist()
-        for p, column, found in zip(self._shared, direction.split(self._sizes), reached, strict=True):
-            p.grad = column.view_as(p).to(p.dtype) if found else None
+        columns = zip(self._shared, direction.split(self._sizes), reached, strict=True)
+        write(self._shared, [column.view_as(p).to(p.dtype) if found else None for p, column, found in columns])
 
     def _pieces(self) -> tuple[list[int | None], list[int]]:
         """The columns here: which parameter each piece is of (None: padding), and how long it is."""

@@ -45,10 +45,7 @@ def verify(
         RuntimeError: naming task and parameter where the two differ.
     """
     dtype = shared[0].dtype
-    # Of the numbers compared: sums in another order differ by less, products in TF32 or bfloat16 by more.
-    rounded = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
-    coarse = 0.03 if rounded else 3 * torch.finfo(dtype).eps ** 0.5
-    fine = coarse / 1000  # of the whole row, for parameters whose gradients are rounding errors alone
+    coarse, fine = _tolerances(dtype)
     taken = [index for part in grads.parts for index in part.indices]
     signs = torch.randn(len(losses), generator=torch.Generator().manual_seed(0)).tolist()
     sums: dict[int, Tensor] = {}
@@ -94,6 +91,47 @@ def verify(
                 f"differ by {share:.1e} of their size from those of gradients taken by themselves. {MEND}"
             )
     return True
+
+
+def verify_passing(
+    squares: Tensor,
+    straight_squares: Tensor,
+    found: Sequence[Tensor | None],
+    straight: Sequence[Tensor | None],
+) -> None:
+    """Compares what one backward measured and wrote with the same of the tasks' gradients.
+
+    Args:
+        squares: (A,) of their norms.
+        straight_squares: likewise.
+        found: what was written.
+        straight: what is to be.
+
+    Raises:
+        RuntimeError: where the two differ.
+    """
+    both = [(one, other) for one, other in zip(found, straight, strict=True) if one is not None and other is not None]
+    coarse, fine = _tolerances(both[0][0].dtype)
+    norms = [float(other.double().norm()) for _, other in both]
+    total = sum(norm**2 for norm in norms) ** 0.5
+    gaps = [float((one - other).double().norm()) for one, other in both]
+    alike = all(gap <= coarse * norm + fine * total for gap, norm in zip(gaps, norms, strict=True))
+    same = [one is None for one in found] == [other is None for other in straight]
+    if not same or not alike or (squares - straight_squares).abs().sum() > coarse * straight_squares.sum():
+        raise RuntimeError(
+            "One backward of the weighted losses finds other norms or gradients at the last shared layer than the "
+            f"tasks' own backwards. {MEND}"
+        )
+
+
+def _tolerances(dtype: torch.dtype) -> tuple[float, float]:
+    """Of one parameter's gradient and of the whole row, where those of a parameter are rounding errors alone.
+
+    Sums in another order differ by less, products in TF32 or bfloat16 by more.
+    """
+    rounded = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    coarse = 0.03 if rounded else 3 * torch.finfo(dtype).eps ** 0.5
+    return coarse, coarse / 1000
 
 
 def _rows(loss: Tensor, parameters: Sequence[nn.Parameter], factor: float) -> Sequence[Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.balancing.base import Balancer, Scalarizer, Weighting
-from mtlbench.gradients import asking
+from mtlbench.gradients import asking, gramians
 from mtlbench.gradients.batches import BatchRows
 from mtlbench.gradients.losses import MicroBatch
 from mtlbench.gradients.measure import Measure
@@ -57,6 +57,8 @@ class Ways:
         self._heads, self._match = heads, normalize == "match_equal"
         self._own = asking.own_parameters(balancer)
         self._written = [*shared, *private, *self._own]
+        self._accumulated: tuple[int, ...] | None = None  # the step's tasks, where autograd itself wrote `.grad`
+        self._apart: set[tuple[int, ...]] = set()  # of which tasks it is known to write no memory twice
 
     def by_rows(self, rows: Rows, factor: float, *, scaled: bool, step: int) -> BalanceRecord:
         """From the rows of all shared parameters."""
@@ -74,7 +76,7 @@ class Ways:
                     return self.skip(grads.active, grads.means)
             losses, slopes = asking.transform(self._balancer, grads.active, grads.means, factor)
             if gram is not None:
-                gram = _scaled(gram, slopes, factor)
+                gram = gramians.scaled(gram, slopes, factor)
                 weights = self._weigh(gram, losses, grads.active, step)
             grads = grads if slopes is None else grads.scaled(slopes)
             if weights is not None:
@@ -99,7 +101,7 @@ class Ways:
         if not self._finite_products(gram, active, scaled=scaled, step=step):
             return self.skip(active, means)
         losses, slopes = asking.transform(self._balancer, active, means, factor)
-        gram = _scaled(gram, slopes, factor)
+        gram = gramians.scaled(gram, slopes, factor)
         weights = self._weigh(gram, losses, active, step)
         acting = grads.step if slopes is None else grads.step.scaled(slopes)
         direction = rows.last.combine(weights, acting.jacobian, self._groups)
@@ -109,12 +111,12 @@ class Ways:
     def by_layers(self, batch: MicroBatch, factor: float, *, scaled: bool, step: int) -> BalanceRecord:
         """A Weighting of one micro-batch on one process, measured at all shared parameters."""
         active, means = batch.totals.active, batch.totals.means
-        grads, _ = self._routes.take(batch, factor)
+        grads, _ = self._routes.take(self._routes.read(batch), batch, factor)
         gram = grads.gramian(max(self._groups) + 1)
         if not self._finite_products(gram, active, scaled=scaled, step=step):
             return self.skip(active, means)
         losses, slopes = asking.transform(self._balancer, active, means, factor)
-        gram = _scaled(gram, slopes, factor)
+        gram = gramians.scaled(gram, slopes, factor)
         weights = self._weigh(gram, losses, active, step)
         plain = torch.ones_like(weights) if slopes is None else slopes.to(weights).expand_as(weights)
         direction = grads.combine(weights * plain)
@@ -127,12 +129,17 @@ class Ways:
     def by_measured_layers(self, batch: MicroBatch, factor: float, *, scaled: bool, step: int) -> BalanceRecord:
         """The same measured at some shared parameters: their gradients first, then one weighted backward for all."""
         active, means = batch.totals.active, batch.totals.means
-        grads, losses = self._routes.take(batch, factor, measured=self._measure.inputs(batch))
+        measured, graph = self._measure.inputs(batch), self._routes.read(batch)
+        known = asking.known_weights(self._balancer, active) if self._heads == "raw" and not self._match else None
+        squares = None if known is None else self._routes.weigh(graph, batch, known, factor, measured)
+        if squares is not None:
+            return self._by_norms(batch, squares, factor, scaled=scaled, step=step)
+        grads, losses = self._routes.take(graph, batch, factor, measured=measured)
         gram = grads.gramian(1)
         if not self._finite_products(gram, active, scaled=scaled, step=step):
             return self.skip(active, means)
         means_of, slopes = asking.transform(self._balancer, active, means, factor)
-        gram = _scaled(gram, slopes, factor)
+        gram = gramians.scaled(gram, slopes, factor)
         weights = self._weigh(gram, means_of, active, step)
         plain = torch.ones_like(weights[0]) if slopes is None else slopes.to(weights)
         both = weights[0] * plain
@@ -144,6 +151,18 @@ class Ways:
             direction = _times(direction, ratio(norm(equal), norm(direction)))
         write(self._shared, direction)
         self._write_private(grads.private if slopes is None else times(grads.private, slopes.tolist()), weights)
+        return self._record(active, means, weights, gram)
+
+    def _by_norms(
+        self, batch: MicroBatch, squares: Sequence[float], factor: float, *, scaled: bool, step: int
+    ) -> BalanceRecord:
+        """The rest of a step whose gradients are written: the balancer learns their squared norms (A,)."""
+        active, means = batch.totals.active, batch.totals.means
+        gram = gramians.of_norms(squares, factor)
+        if not all(map(math.isfinite, squares)) and not self._finite_products(gram, active, scaled=scaled, step=step):
+            return self.skip(active, means)
+        weights = self._weigh(gram, means, active, step)
+        self._accumulated = tuple(active)
         return self._record(active, means, weights, gram)
 
     def by_measured_rows(self, batch: MicroBatch, factor: float, *, scaled: bool, step: int) -> BalanceRecord:
@@ -166,7 +185,7 @@ class Ways:
         if not self._finite_products(gram, grads.active, scaled=scaled, step=step):
             return self.skip(grads.active, grads.means)
         losses, slopes = asking.transform(self._balancer, grads.active, grads.means, factor)
-        gram = _scaled(gram, slopes, factor)
+        gram = gramians.scaled(gram, slopes, factor)
         weights = self._weigh(gram, losses, grads.active, step)
         private = [] if raw else self._private
         record = self.by_one_backward(batch, weights, factor, private=private, slopes=slopes, gram=gram)
@@ -191,9 +210,9 @@ class Ways:
         batch.exact.retain_grad()
         # The same numbers as of `autograd.grad`, but `.grad` is written by autograd, which saves a percent of a step.
         torch.autograd.backward(value if factor == 1 else value * factor, inputs=inputs)
-        slopes = batch.exact.grad
-        assert slopes is not None
-        weights = torch.stack([slopes])  # numbers of its own
+        assert batch.exact.grad is not None
+        self._accumulated = tuple(active)
+        weights = batch.exact.grad.unsqueeze(0)
         return self._record(active, means, weights if factor == 1 else weights / factor, None)
 
     def by_kept_weights(self, batch: MicroBatch, weights: Tensor, factor: float) -> BalanceRecord:
@@ -292,7 +311,11 @@ class Ways:
             before: the balancer's state dict before it, to go back to where a loss scaler will skip the step; None
                 without one.
         """
-        separate(self._written)
+        tasks, self._accumulated = self._accumulated, None
+        if tasks is None or tasks not in self._apart:
+            copied = separate(self._written)
+            if tasks is not None and not copied:
+                self._apart.add(tasks)  # not looked at again: that takes half a percent of a small step
         if before is None or record.status == "skipped" or math.isfinite(norm([p.grad for p in self._written])):
             return record
         self._balancer.load_state_dict(before)
@@ -323,9 +346,3 @@ class Ways:
 
 def _times(grads: Sequence[Tensor | None], factor: float) -> list[Tensor | None]:
     return [g if g is None else g * factor for g in grads]
-
-
-def _scaled(gram: Tensor, slopes: Tensor | None, factor: float) -> Tensor:
-    """From the Gramian of `factor` times the losses' gradients to that of the transformed losses'."""
-    gram = gram / factor**2
-    return gram if slopes is None else gram * torch.outer(slopes, slopes).to(gram)

@@ -36,37 +36,39 @@ def write_private(
     write(private, ranks.sum_found(grads, private))
 
 
-def write(parameters: Sequence[nn.Parameter], grads: Sequence[Tensor | None]) -> None:
-    """Replaces `.grad`, None included."""
+def write(parameters: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+    """Replaces `.grad`, None included; it lies in memory as its parameter does, as `.backward` has it.
+
+    Autograd hands out parts of tensors, transposed ones, or one number expanded (of a bias that is summed). Fused
+    optimizers take both number by number in the order of memory, and would be wrong without a word.
+    """
     for parameter, grad in zip(parameters, grads, strict=True):
+        if grad is not None and grad.layout is torch.strided:
+            if grad.stride() != parameter.stride():
+                grad = torch.empty_like(parameter, requires_grad=False).copy_(grad)
+            elif not grad.is_contiguous() and torch.empty_like(grad, device="meta").stride() != grad.stride():
+                grad = grad.clone()  # such a copy is dense
         parameter.grad = grad
 
 
-def separate(parameters: Sequence[nn.Parameter]) -> None:
-    """Gives every `.grad` numbers of its own, as clipping in place wants them.
+def separate(parameters: Sequence[nn.Parameter]) -> int:
+    """Gives every `.grad` numbers of its own, as clipping in place wants them; says how many had none.
 
-    Autograd hands one tensor to several parameters (of a sum of two), parts of one that overlap, or one number
-    expanded (of a bias that is summed). They lie in memory as their parameter does, as `.backward` has it: fused
-    optimizers take both number by number in that order, and would be wrong without a word.
+    Autograd, `.backward` too, hands one tensor to several parameters (of a sum of two), or parts of one that overlap.
     """
-    places: list[tuple[int, int, nn.Parameter]] = []
-    for parameter in parameters:
-        grad = parameter.grad
-        if grad is None or grad.layout is not torch.strided:
-            continue
-        if grad.stride() != parameter.stride():
-            parameter.grad = torch.empty_like(parameter, requires_grad=False).copy_(grad)
-        elif not grad.is_contiguous() and torch.empty_like(grad, device="meta").stride() != grad.stride():
-            parameter.grad = grad.clone()  # such a copy is dense
-        else:
-            start = grad.data_ptr()
-            places.append((start, start + grad.nbytes, parameter))
+    places = [
+        (grad.data_ptr(), grad, parameter)
+        for parameter in parameters
+        if (grad := parameter.grad) is not None and grad.layout is torch.strided
+    ]
     places.sort(key=itemgetter(0))
-    end = 0
-    for start, stop, parameter in places:
-        if start < end and parameter.grad is not None:
-            parameter.grad = parameter.grad.clone()
-        end = max(end, stop)
+    end = copied = 0
+    for start, grad, parameter in places:
+        if start < end:
+            parameter.grad = grad.clone()
+            copied += 1
+        end = max(end, start + grad.nbytes)
+    return copied
 
 
 def norm(grads: Sequence[Tensor | None]) -> float:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hydra.utils import get_class
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from mtlbench.balancing.base import Property, Scalarizer, Weighting
 from tests.contract.balancers import (
@@ -30,6 +31,7 @@ from tests.contract.balancers import (
 )
 
 NAME_AND_SIZE = [(name, size) for name in NAMES for size in SIZES if size >= BUILT[name].min_tasks]
+KNOWING = [name for name in NAMES if isinstance(BUILT[name], Weighting) and BUILT[name].known_weights() is not None]
 CLAIMS = [(name, claim) for name in NAMES for claim in sorted(BUILT[name].properties, key=str)]
 
 
@@ -59,6 +61,23 @@ def test_number_of_tasks_is_checked(name: str) -> None:
         build(name, few)
     with pytest.raises(ValueError, match="task specs"):
         build(name, few + 1, tasks=specs(few + 2))
+
+
+@pytest.mark.parametrize("active", [None, torch.tensor([0, 2])])
+@pytest.mark.parametrize("name", KNOWING)
+def test_weights_that_are_known_are_those_of_the_step_and_learn_from_norms(name: str, active: Tensor | None) -> None:
+    whole, norms = (build(name, 3) for _ in range(2))
+    assert isinstance(whole, Weighting) and isinstance(norms, Weighting)
+    for index in range(3):
+        jacobian, losses = (each if active is None else each[active] for each in problem(3, seed=index))
+        gramian = (jacobian @ jacobian.T)[None]
+        known = whole.known_weights(active=active)
+        assert known is not None
+        expected = [known.tolist()]
+        assert whole(gramian, losses, active=active).tolist() == expected
+        alone = torch.full_like(gramian, torch.nan).diagonal_scatter(gramian.diagonal(dim1=1, dim2=2), dim1=1, dim2=2)
+        assert norms(alone, losses, active=active).tolist() == expected
+    assert whole.known_weights().tolist() == norms.known_weights().tolist() != build(name, 3).known_weights().tolist()
 
 
 @pytest.mark.parametrize(("name", "size"), NAME_AND_SIZE)

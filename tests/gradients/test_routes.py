@@ -91,7 +91,7 @@ class Setting:
             shared, private, [0] * len(shared), route=route, chunk=None, rough=False, names=names, tasks=TASKS
         )
         batch = read(self.losses(), None, tasks=TASKS, ranks=Ranks(None, device=torch.device("cpu")))
-        return routes.take(batch, 1.0)[0]
+        return routes.take(routes.read(batch), batch, 1.0)[0]
 
 
 def equal(setting: Setting, route: str, kind: Any = Inverse, **options: Any) -> None:

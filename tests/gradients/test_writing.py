@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mtlbench.balancing.base import Balancer
 from mtlbench.gradients import GradientEngine
-from mtlbench.gradients.writing import separate
+from mtlbench.gradients.writing import separate, write
 from tests.gradients.test_engine import Geometric, Inverse, InverseAtLast, SignedMean, Sum
 
 KINDS: list[tuple[type[Balancer], dict[str, Any]]] = [
@@ -84,9 +84,9 @@ def test_clipping_in_place(kind: type[Balancer], options: dict[str, Any], privat
 def test_what_is_copied(make: Callable[[Tensor], list[Tensor]], copied: list[bool]) -> None:
     grads = make(torch.arange(16.0).view(4, 4))
     parameters = [nn.Parameter(torch.zeros(grad.shape)) for grad in grads]
-    for parameter, grad in zip(parameters, grads, strict=True):
-        parameter.grad = grad
-    separate(parameters)
+    write(parameters, grads)
+    copies = sum(parameter.grad is not grad for parameter, grad in zip(parameters, grads, strict=True))
+    assert separate(parameters) == sum(copied) - copies
     assert [parameter.grad is not grad for parameter, grad in zip(parameters, grads, strict=True)] == copied
     for parameter, grad in zip(parameters, grads, strict=True):
         assert parameter.grad is not None
