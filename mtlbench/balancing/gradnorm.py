@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mtlbench.balancing.base import Property, TaskSpec, Weighting, index_of, select
+from mtlbench.balancing.base import Property, Status, TaskSpec, Weighting, select, store
 from mtlbench.balancing.checks import number, one_of
 
 Parametrization = Literal["weights", "softmax"]
@@ -146,8 +146,8 @@ class GradNorm(Weighting):
         current = losses.tolist()
         if self.initial == "first_step" and any(map(math.isnan, first)):
             first = [now if math.isnan(then) else then for then, now in zip(first, current, strict=True)]
-            self.initial_losses[index_of(active, self.weights)] = self.initial_losses.new_tensor(first)
-        self.status = "solved"
+            store(self.initial_losses, active, first)
+        status: Status = "solved"
         if not any(map(math.isnan, first)):
             self._check(current, first, active)
             squares = [sum(each) for each in zip(*gramian.diagonal(dim1=1, dim2=2).tolist(), strict=True)]
@@ -161,9 +161,11 @@ class GradNorm(Weighting):
                     parametrization=self.parametrization,
                     minimum=self.minimum,
                 )
-                self.weights[index_of(active, self.weights)] = self.weights.new_tensor(updated)
+                store(self.weights, active, updated)
             else:
-                self.status = "degenerate"
+                status = "degenerate"
+        if status != self.status:  # a module's attributes take long to set
+            self.status = status
         return gramian.new_tensor([weights] * len(gramian))  # the step's own
 
     def end_epoch(self, mean_losses: Tensor) -> None:

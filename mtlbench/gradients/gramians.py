@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -16,11 +16,8 @@ def scaled(gramian: Tensor, slopes: Tensor | None, factor: float) -> Tensor:
 
 
 def of_norms(squares: Sequence[float], factor: float) -> Tensor:
-    """(1, A, A) float64 of which norms alone are known, squared and times `factor` squared."""
-    return torch.tensor([[[square / factor**2 for square in squares]]], dtype=torch.float64) + _beside(len(squares))
-
-
-@cache
-def _beside(tasks: int) -> Tensor:
-    """(A, A) NaN beside a diagonal of zeros."""
-    return torch.full((tasks, tasks), torch.nan, dtype=torch.float64).fill_diagonal_(0)
+    """(1, A, A) float64 of which norms alone are known, squared and times `factor` squared; NaN beside them."""
+    rows = [[math.nan] * len(squares) for _ in squares]
+    for place, square in enumerate(squares):
+        rows[place][place] = square / factor**2
+    return torch.tensor([rows], dtype=torch.float64)  # tensor operations take longer, few as the numbers are

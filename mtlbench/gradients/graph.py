@@ -110,16 +110,14 @@ def read(losses: Sequence[Tensor], shared: Collection[int], private: Collection[
         elif outputs[root] != output:
             outputs[root] = None
         nodes[root] |= 1 << task
-    order: list[Node] = []
-    done: set[Node] = set()
+    order: dict[Node, None] = {}
     cut: Node | None = None
     first, ordered = 0, True
     while queue:
         node = heappop(queue)[2]
         if not queue and not met and cut is None and _of_one_shape(node, outputs[node]):
             cut, first = node, len(order)
-        order.append(node)
-        done.add(node)
+        order[node] = None
         mask = nodes[node]
         slot = -1
         for source, output in node.next_functions:
@@ -128,7 +126,7 @@ def read(losses: Sequence[Tensor], shared: Collection[int], private: Collection[
                 continue
             found = readers.get(source)
             if found is not None:
-                ordered = ordered and source not in done
+                ordered = ordered and source not in order
                 nodes[source] |= mask
                 found.append((node, slot))
                 if outputs[source] != output:
@@ -154,11 +152,12 @@ def read(losses: Sequence[Tensor], shared: Collection[int], private: Collection[
         reach = dict.fromkeys(reach, (1 << len(losses)) - 1)
         cut = None
     if cut is None:
-        return Graph(nodes, uses, reach, readers, None, True, [], order)
-    before = order[:first]
+        return Graph(nodes, uses, reach, readers, None, True, [], [*order])
+    visited = [*order]
+    before = visited[:first]
     mixed = any(_several(nodes[node]) for node in before) or any(_several(reach.get(leaf, 0)) for leaf in private)
     edge = GradientEdge(cut, outputs[cut] or 0)
-    return Graph(nodes, uses, reach, readers, edge, mixed, readers.get(cut, []), order[first:])
+    return Graph(nodes, uses, reach, readers, edge, mixed, readers.get(cut, []), visited[first:])
 
 
 def _of_one_shape(node: Any, output: int | None) -> bool:

@@ -74,11 +74,11 @@ def weighted_backward(
     batch: MicroBatch,
     weights: Sequence[float],
     factor: float,
-    parameters: Sequence[nn.Parameter],
+    leaves: Sequence[nn.Parameter] | None,
     *,
     keep: bool,
 ) -> list[float] | None:
-    """Writes `.grad`: weighted behind the place where the heads meet, unweighted before; all times `factor`.
+    """Adds to `.grad`: weighted behind the place where the heads meet, unweighted before; all times `factor`.
 
     Args:
         graph: of the losses, with a cut.
@@ -86,7 +86,7 @@ def weighted_backward(
         batch: the losses.
         weights: (A,) of the tasks.
         factor: on the losses.
-        parameters: those that are written; their old `.grad` is gone.
+        leaves: those that are added to; None: all.
         keep: the graph is gone back through again.
 
     Returns:
@@ -94,63 +94,42 @@ def weighted_backward(
         changed the gradient where the heads meet, as it would have changed each task's.
     """
     assert graph.cut is not None
-    place = graph.cut.output_nr
-    norms = Norms(last)
-    total: Tensor | None = None
-    changed = False
-
-    def measure(
-        task: int, slot: int, inputs: tuple[Tensor | None, ...], outputs: tuple[Tensor, ...]
-    ) -> tuple[Tensor | None, ...] | None:
-        nonlocal total
-        part = inputs[slot]
-        if part is None:
-            return None
-        norms.add(task, part)
-        if total is None:
-            total = part * weights[task]
-            return (*inputs[:slot], total, *inputs[slot + 1 :])
-        total.add_(part, alpha=weights[task])
-        return (*inputs[:slot], None, *inputs[slot + 1 :])
-
-    def look(grads: tuple[Tensor | None, ...]) -> None:
-        nonlocal changed
-        grad = grads[place]
-        changed = total is not None and (grad is None or grad.data_ptr() != total.data_ptr())
-
+    watch = Watch(last, weights, graph.cut.output_nr)
     hooks = [
-        head.register_hook(partial(measure, graph.nodes[head].bit_length() - 1, slot)) for head, slot in graph.heads
+        head.register_hook(partial(watch.part, graph.nodes[head].bit_length() - 1, slot)) for head, slot in graph.heads
     ]
-    hooks.append(graph.cut.node.register_prehook(look))
-    wanted: list[Tensor] = []
-    for parameter in parameters:
-        parameter.grad = None
-        if parameter.requires_grad:
-            wanted.append(parameter)
+    hooks.append(graph.cut.node.register_prehook(watch.total))
     try:
         starts = torch.full_like(batch.stacked, factor)
-        torch.autograd.backward(batch.stacked, starts, retain_graph=keep, inputs=wanted)
+        torch.autograd.backward(batch.stacked, starts, retain_graph=keep, inputs=leaves)
     finally:
         for hook in hooks:
             hook.remove()
-    if changed:
-        return None
-    squares = norms.squares()
-    return [squares.get(task, 0.0) for task in range(len(weights))]
+    return None if watch.changed else watch.squares()
 
 
-class Norms:
-    """Squared norms of the weight's gradients g' x, for gradients g (N, D') of the results: those of rows of x x' g.
+class Watch:
+    """Sees each task's gradient g (N, D') where the heads meet: weighs it, and takes the norm of the weight's, g' x.
+
+    That is sum((x x' g) * g), by blocks of rows.
+
+    Attributes:
+        changed: whether the sum arrived as another tensor than it was made.
 
     Args:
-        last: the product.
+        last: the product behind.
+        weights: (A,) of the tasks.
+        place: which of its operation's results the heads read.
     """
 
-    def __init__(self, last: Last) -> None:
+    def __init__(self, last: Last, weights: Sequence[float], place: int) -> None:
+        self.changed = False
+        self._weights, self._place = weights, place
+        self._total: Tensor | None = None
+        self._tasks: list[int] = []  # as they come by
+        self._products: list[Tensor] = []
         x, self._passed = last.inputs, last.passed
         self._row = x.new_empty(len(x), last.width)
-        self._tasks: list[int] = []
-        self._products: list[Tensor] = []
         # Kernel, rows of g, those of its rows that the kernel's rows are of, and where their product goes, twice.
         self._blocks: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
         size = max(1, min(BLOCK, COLUMNS // last.width))
@@ -166,20 +145,39 @@ class Norms:
                 kernel[:, size:] *= 2
             self._blocks.append((kernel, self._row if whole else self._row[start:], row.view(-1), out, out.view(-1)))
 
-    def add(self, task: int, grad: Tensor) -> None:
-        """Takes a task's gradient (N, D') of the ReLU's result, or of the product's."""
+    def part(
+        self, task: int, slot: int, inputs: tuple[Tensor | None, ...], outputs: tuple[Tensor, ...]
+    ) -> tuple[Tensor | None, ...] | None:
+        """Takes a task's part out of its head's gradients; the first leaves the sum in its place."""
+        part = inputs[slot]
+        if part is None:
+            return None
         if self._passed is None:
-            self._row.copy_(grad)
+            self._row.copy_(part)
         else:
-            torch.ops.aten.threshold_backward.grad_input(grad, self._passed, 0, grad_input=self._row)
+            torch.ops.aten.threshold_backward.grad_input(part, self._passed, 0, grad_input=self._row)
         for kernel, rows, own, out, flat in self._blocks:
             torch.mm(kernel, rows, out=out)
             self._products.append(torch.dot(flat, own))
         self._tasks.append(task)
+        if self._total is None:
+            self._total = part * self._weights[task]
+            return (*inputs[:slot], self._total, *inputs[slot + 1 :])
+        self._total.add_(part, alpha=self._weights[task])
+        return (*inputs[:slot], None, *inputs[slot + 1 :])
 
-    def squares(self) -> dict[int, float]:
-        """Of each task's."""
-        if not self._tasks:
-            return {}
-        values, number = torch.stack(self._products).tolist(), len(self._blocks)
-        return {task: sum(values[place * number :][:number]) for place, task in enumerate(self._tasks)}
+    def total(self, grads: tuple[Tensor | None, ...]) -> None:
+        """Looks at the sum as the representation's operation gets it."""
+        grad = grads[self._place]
+        self.changed = self._total is not None and (grad is None or grad.data_ptr() != self._total.data_ptr())
+
+    def squares(self) -> list[float]:
+        """(A,) of the tasks' norms."""
+        squares = [0.0] * len(self._weights)
+        if self._tasks:
+            values = torch.stack(self._products)
+            if len(self._blocks) > 1:
+                values = values.view(len(self._tasks), -1).sum(1, dtype=torch.float64)
+            for task, value in zip(self._tasks, values.tolist(), strict=True):
+                squares[task] = value
+        return squares

@@ -56,6 +56,8 @@ class Routes:
         tasks: Sequence[str],
     ) -> None:
         self._shared, self._private, self._groups = shared, private, groups
+        self._written = [*shared, *private]
+        self._shared_ids, self._private_ids = frozenset(map(id, shared)), frozenset(map(id, private))
         self._route, self._chunk, self._names, self._tasks = route, chunk, names, tasks
         self._rough = rough
         self._verified: set[tuple[object, ...]] = set()
@@ -63,7 +65,7 @@ class Routes:
 
     def read(self, batch: MicroBatch) -> Graph:
         """The graph of the losses."""
-        return graphs.read(batch.losses, {id(p) for p in self._shared}, {id(p) for p in self._private})
+        return graphs.read(batch.losses, self._shared_ids, self._private_ids)
 
     @torch.no_grad()
     def weigh(
@@ -82,14 +84,19 @@ class Routes:
         way = ("passing", *map(id, measured))
         if last is None or way in self._declined:
             return None
-        known, written = way in self._verified, [*self._shared, *self._private]
-        squares = weighted_backward(graph, last, batch, weights, factor, written, keep=not known)
+        known = way in self._verified
+        # Where there are no other leaves than these, autograd need not be told: that takes a percent of a small step.
+        others = graph.reach.keys() - self._shared_ids - self._private_ids
+        for parameter in self._written:
+            parameter.grad = None
+        wanted = [p for p in self._written if p.requires_grad] if others else None
+        squares = weighted_backward(graph, last, batch, weights, factor, wanted, keep=not known)
         if squares is None and known:
             raise RuntimeError(f"A hook changed the gradient of what all heads read, and none did so before. {MEND}")
         if squares is None:
             self._declined.add(way)
         elif not known and all(map(math.isfinite, squares)):
-            found = [p.grad for p in written]
+            found = [p.grad for p in self._written]
             grads, losses = self.take(graph, batch, factor, measured=measured)
             cotangent = torch.tensor(weights, dtype=torch.float64)
             straight = of_training(self._shared, lambda asked: losses.weighted(cotangent, asked, retain=False))
