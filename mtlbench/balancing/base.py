@@ -185,12 +185,3 @@ def index_of(active: Tensor | None, state: Tensor) -> slice | Tensor:
 def select(state: Tensor, active: Tensor | None) -> Tensor:
     """Rows of a per-task state (T, ...) that belong to the active tasks."""
     return state if active is None else state[active]
-
-
-def store(state: Tensor, active: Tensor | None, values: Sequence[float]) -> None:
-    """Writes the active tasks' values into a per-task state (T,)."""
-    new = state.new_tensor(values)
-    if active is None:
-        state.copy_(new)
-    else:
-        state[active.to(state.device)] = new

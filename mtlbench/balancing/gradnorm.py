@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mtlbench.balancing.base import Property, Status, TaskSpec, Weighting, select, store
+from mtlbench.balancing.base import Property, Status, TaskSpec, Weighting, index_of, select
 from mtlbench.balancing.checks import number, one_of
 
 Parametrization = Literal["weights", "softmax"]
@@ -146,7 +146,7 @@ class GradNorm(Weighting):
         current = losses.tolist()
         if self.initial == "first_step" and any(map(math.isnan, first)):
             first = [now if math.isnan(then) else then for then, now in zip(first, current, strict=True)]
-            store(self.initial_losses, active, first)
+            self.initial_losses[index_of(active, self.initial_losses)] = self.initial_losses.new_tensor(first)
         status: Status = "solved"
         if not any(map(math.isnan, first)):
             self._check(current, first, active)
@@ -161,7 +161,7 @@ class GradNorm(Weighting):
                     parametrization=self.parametrization,
                     minimum=self.minimum,
                 )
-                store(self.weights, active, updated)
+                self.weights[index_of(active, self.weights)] = self.weights.new_tensor(updated)
             else:
                 status = "degenerate"
         if status != self.status:  # a module's attributes take long to set

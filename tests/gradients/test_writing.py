@@ -67,6 +67,22 @@ def test_clipping_in_place(kind: type[Balancer], options: dict[str, Any], privat
             torch.testing.assert_close(parameter.grad, old / 2)
 
 
+def test_views_of_one_gradient_are_told_apart_at_every_step() -> None:
+    """As `.backward` leaves them, one memory has both; looked at in the first step alone where none is shared."""
+    a, b = (nn.Parameter(torch.randn(16)) for _ in range(2))
+
+    def losses() -> dict[str, Tensor]:
+        sums = a.view(4, 4) + b.view(4, 4)
+        return {"a": sums.square().sum(), "b": sums.sum() ** 2}
+
+    sum(losses().values(), torch.zeros(())).backward()
+    assert a.grad is not None and b.grad is not None and a.grad.data_ptr() == b.grad.data_ptr()
+    engine = GradientEngine([a, b], Sum(num_tasks=2, seed=0), tasks=("a", "b"))
+    for _ in range(3):
+        engine.backward(losses())
+        assert torch.equal(a.grad, b.grad) and a.grad.data_ptr() != b.grad.data_ptr()
+
+
 @pytest.mark.parametrize(
     ("make", "copied"),
     [
