@@ -14,7 +14,8 @@ from typing import Any
 
 from torch.autograd.graph import Node
 
-from mtlbench.gradients.graph import LEAF, Graph, Shape, shape_of
+from mtlbench.gradients.graph import Graph, Shape, shape_of
+from mtlbench.gradients.structure import LEAF
 
 # Whether the operand in a slot of an operation is of R blocks where the result is: (node, slot, shape of the operand,
 # shape of the result, R).
@@ -31,7 +32,7 @@ def mixed(graph: Graph, starts: Sequence[int], rows: int) -> dict[Node, Node]:
     """
     blocks = rows // gcd(rows, *starts[1:])
     found: dict[Node, Node] = {}
-    for node in graph.behind:  # after all that read its results
+    for node in graph.behind():  # after all that read its results
         why, made = found.get(node), shape_of(node)
         rule = RULES.get(type(node).__name__)
         for slot, (source, output) in enumerate(node.next_functions):

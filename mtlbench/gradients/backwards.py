@@ -89,7 +89,7 @@ class Backwards:
 
     def _all_at_cut(self) -> bool:
         """The same of all losses by one backward, where their ways to the cut are apart; whether it was done."""
-        cut, nodes = self.cut, self._graph.nodes
+        cut = self.cut
         assert cut is not None
         if self.private or self._graph.mixed or cut.node in {loss.grad_fn for loss in self._losses}:
             return False
@@ -101,7 +101,7 @@ class Backwards:
         before = before_relu(cut) if self._plain else None
         passes = None if before is None else cut.node._saved_result  # type: ignore[attr-defined]
         hooks = [
-            node.register_hook(partial(self._note, nodes[node].bit_length() - 1, slot, passes))
+            node.register_hook(partial(self._note, self._graph.tasks(node).bit_length() - 1, slot, passes))
             for node, slot in self._graph.heads
         ]
         reach = self._graph.reach

@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
-from mtlbench.gradients.graph import LEAF, Graph, Use, packed, shape_of
+from mtlbench.gradients.graph import Graph, Use, packed, shape_of
 from mtlbench.gradients.kernels import Kernels
 from mtlbench.gradients.parts import COLUMNS, Part, Product, Rows, Tokens
+from mtlbench.gradients.structure import LEAF
 
 CONVOLUTION = "ConvolutionBackward0"
 
@@ -74,7 +75,7 @@ def product_of(graph: Graph, use: Use) -> tuple[Any, bool] | None:
     node, slot = use
     out_in = False
     if kind(node) == "TBackward0":
-        (node, slot), *more = graph.readers[node]
+        (node, slot), *more = graph.readers(node)
         out_in = True
         if more:
             return None
@@ -103,7 +104,7 @@ def lookups(graph: Graph, weight: Tensor) -> list[Any] | None:
     the tokens are packed.
     """
     nodes: list[Any] = []
-    for node, _ in graph.uses[id(weight)]:
+    for node, _ in graph.uses(weight):
         if kind(node) != "EmbeddingBackward0" or node._saved_scale_grad_by_freq or node._saved_sparse or packed(node):
             return None
         nodes.append(node)
@@ -120,7 +121,7 @@ def _product(
     *,
     rough: bool,
 ) -> Product | None:
-    found = [product_of(graph, use) for use in graph.uses[id(shared[index])]]
+    found = [product_of(graph, use) for use in graph.uses(shared[index])]
     calls = [call for call in found if call is not None]
     if len(calls) != len(found) or len({out_in for _, out_in in calls}) != 1 or any(packed(node) for node, _ in calls):
         return None
@@ -154,7 +155,7 @@ def _in_out(weight: Tensor, out_in: bool) -> tuple[int, int]:
 
 def _added_to(graph: Graph, parameter: Tensor) -> frozenset[Node]:
     """The products or convolutions that a parameter is added to; empty where it is used otherwise too."""
-    uses = graph.uses.get(id(parameter), [])
+    uses = graph.uses(parameter)
     if all((kind(node), slot) in (("AddmmBackward0", 0), (CONVOLUTION, 2)) for node, slot in uses):
         return frozenset(node for node, _ in uses)
     return frozenset()
@@ -169,7 +170,7 @@ def _kernels(
     tasks: int,
 ) -> Kernels | None:
     node: Any
-    (node, slot), *more = graph.uses[id(shared[index])]
+    (node, slot), *more = graph.uses(shared[index])
     if more or kind(node) != CONVOLUTION or slot != 1 or node._saved_transposed or node._saved_groups != 1:
         return None
     if packed(node):
@@ -245,4 +246,4 @@ BATCHED = {
 
 def batches_well(graph: Graph) -> bool:
     """Whether what lies behind the cut is done for many tasks at once; what is run again for each backward is not."""
-    return graph.cut is not None and all(kind(node) in BATCHED and not packed(node) for node in graph.behind)
+    return graph.cut is not None and all(kind(node) in BATCHED and not packed(node) for node in graph.behind())

@@ -17,7 +17,7 @@ def scaled(gramian: Tensor, slopes: Tensor | None, factor: float) -> Tensor:
 
 def of_norms(squares: Sequence[float], factor: float) -> Tensor:
     """(1, A, A) float64 of which norms alone are known, squared and times `factor` squared; NaN beside them."""
-    rows = [[math.nan] * len(squares) for _ in squares]
-    for place, square in enumerate(squares):
-        rows[place][place] = square / factor**2
-    return torch.tensor([rows], dtype=torch.float64)  # tensor operations take longer, few as the numbers are
+    number = len(squares)
+    values = [math.nan] * number**2
+    values[:: number + 1] = [square / factor**2 for square in squares]
+    return torch.tensor(values, dtype=torch.float64).view(1, number, number)  # few: tensor operations take longer

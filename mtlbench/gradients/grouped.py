@@ -87,7 +87,7 @@ class Plan:
         """Finds the operations that read a parameter; says why its gradients do not come out."""
         if parameter._backward_hooks:
             return f"{name} has a hook, which is to see the gradient of one task at a time"
-        uses = self._graph.uses[id(parameter)]
+        uses = self._graph.uses(parameter)
         embeddings = lookups(self._graph, parameter)
         if embeddings is not None:
             self._lookups[index] = [_edge_of_rows(self._graph, node, why) for node in embeddings]
@@ -152,7 +152,7 @@ class Plan:
 
 def _edge_of_rows(graph: Graph, node: Any, why: dict[Node, Node]) -> GradientEdge:
     """Where the gradient of an embedding is taken row by row."""
-    (sum_of, slot), *more = graph.readers[node]
+    (sum_of, slot), *more = graph.readers(node)
     if node in why and not more and kind(sum_of) == "AddBackward0":
         scaled = slot == 1 and sum_of._saved_alpha != 1
         others = shape_of(sum_of)[1:]
@@ -165,7 +165,7 @@ def _edge_of_rows(graph: Graph, node: Any, why: dict[Node, Node]) -> GradientEdg
 def _ends(graph: Graph, wanted: Collection[Node]) -> tuple[list[Node], list[Node]]:
     """The wanted nodes behind which there are no others, and those that a backward to them passes."""
     leads: set[Node] = set()
-    for node in reversed(graph.behind):
+    for node in reversed(graph.behind()):
         if any(source in leads or source in wanted for source, _ in node.next_functions):
             leads.add(node)
     return [node for node in wanted if node not in leads], [node for node in wanted if node in leads]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mtlbench.gradients import graph
+from mtlbench.gradients.graph import Graphs
 from mtlbench.gradients.losses import MicroBatch
 from mtlbench.gradients.partition import Modules, members
 from mtlbench.gradients.ranks import Ranks
@@ -61,7 +61,7 @@ class LastLayer:
             RuntimeError: no executed shared layer is reached by every loss, on every rank that has losses.
         """
         if not self._seen.issuperset(batch.totals.active):
-            reach, all_losses = graph.read(batch.losses, (), ()).reach, (1 << len(batch.losses)) - 1
+            reach, all_losses = Graphs((), ()).read(batch.losses).reach, (1 << len(batch.losses)) - 1
             names = [
                 self._names[module]
                 for module in reversed(self._executed)

@@ -41,7 +41,7 @@ def find_last(graph: Graph, measured: Sequence[Tensor]) -> Last | None:
 
     None where something else is, or where norms are cheaper from the weight's gradients than from products of rows.
     """
-    if graph.cut is None or graph.mixed or len({graph.nodes[head] for head, _ in graph.heads}) < len(graph.heads):
+    if graph.cut is None or graph.mixed or len({graph.tasks(head) for head, _ in graph.heads}) < len(graph.heads):
         return None
     relu = before_relu(graph.cut)
     node = graph.cut.node if relu is None else relu.node
@@ -58,7 +58,7 @@ def find_last(graph: Graph, measured: Sequence[Tensor]) -> Last | None:
 
 def _role(graph: Graph, parameter: Tensor, node: Node) -> str:
     """What a parameter is in a product, where it is used nowhere else and nothing looks at its gradients."""
-    uses = graph.uses.get(id(parameter), [])
+    uses = graph.uses(parameter)
     if len(uses) != 1 or parameter._backward_hooks:
         return "other"
     product = product_of(graph, uses[0])
@@ -96,7 +96,7 @@ def weighted_backward(
     assert graph.cut is not None
     watch = Watch(last, weights, graph.cut.output_nr)
     hooks = [
-        head.register_hook(partial(watch.part, graph.nodes[head].bit_length() - 1, slot)) for head, slot in graph.heads
+        head.register_hook(partial(watch.part, graph.tasks(head).bit_length() - 1, slot)) for head, slot in graph.heads
     ]
     hooks.append(graph.cut.node.register_prehook(watch.total))
     try:

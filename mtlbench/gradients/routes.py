@@ -9,10 +9,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from mtlbench.gradients import graph as graphs
 from mtlbench.gradients.backwards import Backwards
 from mtlbench.gradients.choice import batches_well, divide
-from mtlbench.gradients.graph import Graph
+from mtlbench.gradients.graph import Graph, Graphs
 from mtlbench.gradients.grouped import Plan, starts_of
 from mtlbench.gradients.layers import LayerGradients
 from mtlbench.gradients.losses import MicroBatch
@@ -57,7 +56,7 @@ class Routes:
     ) -> None:
         self._shared, self._private, self._groups = shared, private, groups
         self._written = [*shared, *private]
-        self._shared_ids, self._private_ids = frozenset(map(id, shared)), frozenset(map(id, private))
+        self._graphs = Graphs(shared, private)
         self._route, self._chunk, self._names, self._tasks = route, chunk, names, tasks
         self._rough = rough
         self._verified: set[tuple[object, ...]] = set()
@@ -65,7 +64,7 @@ class Routes:
 
     def read(self, batch: MicroBatch) -> Graph:
         """The graph of the losses."""
-        return graphs.read(batch.losses, self._shared_ids, self._private_ids)
+        return self._graphs.read(batch.losses)
 
     @torch.no_grad()
     def weigh(
@@ -85,11 +84,9 @@ class Routes:
         if last is None or way in self._declined:
             return None
         known = way in self._verified
-        # Where there are no other leaves than these, autograd need not be told: that takes a percent of a small step.
-        others = graph.reach.keys() - self._shared_ids - self._private_ids
         for parameter in self._written:
             parameter.grad = None
-        wanted = [p for p in self._written if p.requires_grad] if others else None
+        wanted = [p for p in self._written if p.requires_grad] if graph.others else None
         squares = weighted_backward(graph, last, batch, weights, factor, wanted, keep=not known)
         if squares is None and known:
             raise RuntimeError(f"A hook changed the gradient of what all heads read, and none did so before. {MEND}")

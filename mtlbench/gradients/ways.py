@@ -18,6 +18,7 @@ from mtlbench.gradients.ranks import Ranks
 from mtlbench.gradients.record import BalanceRecord, expand
 from mtlbench.gradients.routes import Routes
 from mtlbench.gradients.rows import Rows, TaskGradients, times
+from mtlbench.gradients.structure import outside
 from mtlbench.gradients.training import of_training
 from mtlbench.gradients.writing import norm, ratio, refuse_non_finite, separate, write, write_private
 
@@ -202,11 +203,11 @@ class Ways:
             weights = asking.objective_weights(self._balancer, active, means, factor)
             return self.by_one_backward(batch, weights, factor, private=self._private)
         value = asking.objective(self._balancer, active, batch.exact)
-        inputs = [batch.exact]
+        inputs = None
+        if outside(batch.losses, {*map(id, self._written)}):
+            inputs = [batch.exact, *(p for p in self._written if p.requires_grad)]
         for parameter in self._written:
             parameter.grad = None
-            if parameter.requires_grad:
-                inputs.append(parameter)
         batch.exact.retain_grad()
         # The same numbers as of `autograd.grad`, but `.grad` is written by autograd, which saves a percent of a step.
         torch.autograd.backward(value if factor == 1 else value * factor, inputs=inputs)
