@@ -75,32 +75,37 @@ def measure(
         `peak`: MB of live tensors during a step above the level at its start. `error`: greatest
         |dG_ij| / (|g_i| |g_j|) of the Gramian against float64 inner products of plain gradients.
     """
-    equal, systems = warm(setting, method)
+    pairs = warm(setting, method)
     found: dict[tuple[str, str], float] = {}
     if method == "upgrad":
-        found |= {("error", name): error(system, setting) for name, system in systems.items()}
-    ratios: dict[str, list[float]] = {name: [] for name in systems}
-    round_trip = sum(seconds(equal) + seconds(system) for system in systems.values())
+        found |= {("error", name): error(system, setting) for name, (_, system) in pairs.items()}
+    ratios: dict[str, list[float]] = {name: [] for name in pairs}
+    round_trip = sum(seconds(equal) + seconds(system) for equal, system in pairs.values())
     number = max(repetitions, min(50 * repetitions, int(SECONDS / round_trip)))
     rounds = max(ROUNDS, -(-number // DRAWS))
     for repetition in track(range(number)):
         if repetition and repetition % rounds == 0:
-            equal, systems = warm(setting, method)
-        for name in systems if repetition % 2 == 0 else reversed(systems):
+            pairs = warm(setting, method)
+        for name in pairs if repetition % 2 == 0 else reversed(pairs):
+            equal, system = pairs[name]
             before = seconds(equal)
-            ratios[name].append(seconds(systems[name]) / before)
+            ratios[name].append(seconds(system) / before)
     found |= {("step", name): statistics.median(values) for name, values in ratios.items()}
-    return found | {("peak", name): peak(system) for name, system in systems.items()}, number
+    return found | {("peak", name): peak(system) for name, (_, system) in pairs.items()}, number
 
 
-def warm(setting: str, method: str) -> tuple[System, dict[str, System]]:
-    """Equal weighting, and each system with this method, after two steps: the first may check itself."""
-    equal = Equal(Problem(setting), method)
-    systems = {name: kind(Problem(setting), method) for name, kind in SYSTEMS.items() if method in kind.methods}
-    for system in (equal, *systems.values()):
-        system()
-        system()
-    return equal, systems
+def warm(setting: str, method: str) -> dict[str, tuple[System, System]]:
+    """Each system with this method, and one of equal weighting for it, after two steps: the first may check itself.
+
+    Not one of equal weighting for all, whose model would be in the cache more often than theirs.
+    """
+    kinds = {name: kind for name, kind in SYSTEMS.items() if method in kind.methods}
+    pairs = {name: (Equal(Problem(setting), method), kind(Problem(setting), method)) for name, kind in kinds.items()}
+    for pair in pairs.values():
+        for system in pair:
+            system()
+            system()
+    return pairs
 
 
 def keep_memory() -> None:
